@@ -1,0 +1,31 @@
+package audit
+
+// Action is what an event tells, as noun.verb.
+type Action string
+
+// The actions.
+const (
+	NotificationAccepted Action = "notification.accepted"
+	NotificationUnusable Action = "notification.unusable"
+	NotificationRefused  Action = "notification.refused"
+	RotationSuperseded   Action = "rotation.superseded"
+	RotationTimedOut     Action = "rotation.timed_out"
+	RotationDone         Action = "rotation.done"
+	RotationFailed       Action = "rotation.failed"
+	TriggerQueued        Action = "trigger.queued"
+	TriggerSent          Action = "trigger.sent"
+	TriggerRefused       Action = "trigger.refused_by_homeserver"
+	ProgressReported     Action = "progress.reported"
+	DeliveryReported     Action = "delivery.reported"
+	StatusReported       Action = "status.reported"
+	DriftReported        Action = "drift.reported"
+	CodeCreated          Action = "enrollment_code.created"
+	CodeBurned           Action = "enrollment_code.burned"
+	DeviceEnrolled       Action = "device.enrolled"
+	EnrollmentRefused    Action = "enrollment.refused"
+	DeviceRevoked        Action = "device.revoked"
+	MessageUndecryptable Action = "message.undecryptable"
+	MessageUnusable      Action = "message.unusable"
+	BotLogin             Action = "bot.login"
+	LeaseTaken           Action = "bot.lease_taken"
+)

@@ -1,0 +1,167 @@
+// Package rotation is what a rotation is: its states, how a report moves it, when it is done, which device acts, and
+// what each cause of needs_attention asks of whom. It is pure: the rules are tables, and everybody else asks them.
+//
+// A rotation is one per (user, secret, KMS path, version) and has attempts, one per trigger sent to a device. Reports
+// may come late, twice, or from an older attempt; the stage shown is the highest seen.
+package rotation
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/keyherald/keyherald/protocol"
+)
+
+// State is where a rotation stands.
+type State string
+
+// The states of a rotation. The last five are ends: nothing moves a rotation out of them but a retry.
+const (
+	Received             State = "received"
+	WaitingForEnrollment State = "waiting_for_enrollment"
+	Working              State = "working"
+	Done                 State = "done"
+	Failed               State = "failed"
+	Superseded           State = "superseded"
+	TimedOut             State = "timed_out"
+	Cancelled            State = "cancelled"
+)
+
+// Ended reports whether nothing more will happen by itself.
+func (s State) Ended() bool {
+	switch s {
+	case Done, Failed, Superseded, TimedOut, Cancelled:
+		return true
+	}
+	return false
+}
+
+// transitions are the moves that exist; Allowed asks this table.
+var transitions = map[State][]State{
+	Received:             {WaitingForEnrollment, Working, Superseded, TimedOut, Cancelled},
+	WaitingForEnrollment: {Working, Superseded, TimedOut, Cancelled},
+	Working:              {WaitingForEnrollment, Done, Failed, Superseded, TimedOut, Cancelled},
+}
+
+// Allowed reports whether a rotation may move from one state to another. Staying is allowed.
+func Allowed(from, to State) bool { return from == to || slices.Contains(transitions[from], to) }
+
+// Timeout is how long a rotation stays open. Offline is not failure, so it is long.
+const Timeout = 30 * 24 * time.Hour
+
+// TriggerLife is how long a trigger may be acted on.
+const TriggerLife = 30 * 24 * time.Hour
+
+// stageOrder is the order of work. Stages beside it (rejected, needs_attention, failed) do not count as progress.
+var stageOrder = []protocol.Stage{
+	protocol.StageTriggerAccepted, protocol.StageFetched, protocol.StageBackupCreated,
+	protocol.StageRecoveryCopyWritten, protocol.StageCarriedOver, protocol.StagePushed,
+}
+
+// Higher returns the later of two stages in the order of work.
+func Higher(a, b protocol.Stage) protocol.Stage {
+	if slices.Index(stageOrder, b) > slices.Index(stageOrder, a) {
+		return b
+	}
+	return a
+}
+
+// Facts are what is known of a rotation from all its reports together.
+type Facts struct {
+	State         State
+	Stage         protocol.Stage
+	BackupVersion string
+	RecoveryCopy  protocol.RecoveryCopy
+	CarryComplete bool
+	Pushed        bool
+	Attention     protocol.ErrorCode
+	Failure       protocol.ErrorCode
+}
+
+// Apply returns the facts after one more report. It never takes anything back, so a late or repeated report is
+// harmless; an ended rotation keeps its state.
+func Apply(facts Facts, report protocol.Progress) Facts {
+	facts.Stage = Higher(facts.Stage, report.Stage)
+	if report.Backup != nil && report.Backup.Version != "" {
+		facts.BackupVersion = report.Backup.Version
+	}
+	if report.RecoveryCopy != "" {
+		facts.RecoveryCopy = report.RecoveryCopy
+	}
+	if report.Carried != nil && report.Carried.Complete {
+		facts.CarryComplete = true
+	}
+	if report.Stage == protocol.StagePushed {
+		facts.Pushed = true
+	}
+	if facts.State.Ended() {
+		return facts
+	}
+	facts.State = Working
+	switch report.Stage {
+	case protocol.StageNeedsAttention:
+		facts.Attention = codeOf(report)
+	case protocol.StageRejected:
+		facts.Attention = codeOf(report)
+	case protocol.StageFailed:
+		if report.Error != nil && !report.Error.Retryable {
+			facts.State, facts.Failure = Failed, codeOf(report)
+		}
+	default:
+		// Work goes on, so whatever needed attention was mended.
+		facts.Attention = ""
+	}
+	if facts.complete() {
+		facts.State, facts.Attention = Done, ""
+	}
+	return facts
+}
+
+// complete is the definition of done: version current, recovery copy true or allowed stale, carry-over complete or
+// nothing to carry, and every target has an outcome (a report of pushed names them all).
+func (f Facts) complete() bool {
+	return f.BackupVersion != "" && f.RecoveryCopy != "" && f.CarryComplete && f.Pushed
+}
+
+func codeOf(report protocol.Progress) protocol.ErrorCode {
+	if report.Error == nil || report.Error.Code == "" {
+		return protocol.FaultInternal
+	}
+	return report.Error.Code
+}
+
+// Newer reports whether a KMS version is newer than another. Decimal versions compare as numbers; others, which name
+// no order, count as newer when they differ: the later notification wins.
+func Newer(version, than string) bool {
+	a, errA := strconv.ParseUint(version, 10, 64)
+	b, errB := strconv.ParseUint(than, 10, 64)
+	if errA != nil || errB != nil {
+		return version != than
+	}
+	return a > b
+}
+
+// Candidate is an enrolled device of the user, as the choice sees it.
+type Candidate struct {
+	ID       string
+	LastSeen time.Time
+	Tried    int
+}
+
+// Choose picks the device to trigger: of those tried least, the one heard of last.
+func Choose(candidates []Candidate) (Candidate, bool) {
+	if len(candidates) == 0 {
+		return Candidate{}, false
+	}
+	return slices.MinFunc(candidates, func(a, b Candidate) int {
+		if a.Tried != b.Tried {
+			return a.Tried - b.Tried
+		}
+		return b.LastSeen.Compare(a.LastSeen)
+	}), true
+}
+
+// NextSequence is the sequence of the next trigger of a user and secret: above every earlier one, and far above any a
+// lost database can have given out, since it follows the clock (Unix microseconds).
+func NextSequence(last int64, now time.Time) int64 { return max(last+1, now.UnixMicro()) }
