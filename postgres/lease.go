@@ -1,0 +1,77 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Reconnection bounds of Listen.
+const (
+	listenMin = time.Second
+	listenMax = 30 * time.Second
+)
+
+// ErrLeaseLost means that another replica holds the bot now; nothing more may be decrypted, encrypted or sent here.
+var ErrLeaseLost = errors.New("another replica holds the bot's lease")
+
+// TakeLease takes the bot's lease if it is free, expired or ours already, and prolongs it. It returns the epoch, which
+// grows with every change of holder, and 0 where another replica holds it. The database's clock decides.
+func (db *DB) TakeLease(ctx context.Context, holder string, life time.Duration) (epoch int64, err error) {
+	err = db.QueryRow(ctx, `
+		INSERT INTO bot_lease (only, epoch, holder, expires_at) VALUES (1, 1, $1, now() + $2 * interval '1 millisecond')
+		ON CONFLICT (only) DO UPDATE SET
+			epoch = CASE WHEN bot_lease.holder = $1 THEN bot_lease.epoch ELSE bot_lease.epoch + 1 END,
+			holder = $1, expires_at = now() + $2 * interval '1 millisecond'
+		WHERE bot_lease.holder = $1 OR bot_lease.expires_at < now()
+		RETURNING epoch`, holder, life.Milliseconds()).Scan(&epoch)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	} else if err != nil {
+		return 0, fmt.Errorf("taking the bot's lease: %w", err)
+	}
+	return epoch, nil
+}
+
+// ReleaseLease lets another replica take over at once.
+func (db *DB) ReleaseLease(ctx context.Context, holder string) error {
+	_, err := db.Exec(ctx, `UPDATE bot_lease SET expires_at = now() - interval '1 second', holder = '' WHERE holder = $1`, holder)
+	if err != nil {
+		return fmt.Errorf("releasing the bot's lease: %w", err)
+	}
+	return nil
+}
+
+// HoldLease fails the transaction unless the epoch is still ours. The share lock makes a takeover wait until this
+// transaction has ended, so that two replicas never move the same ratchet.
+func (db *DB) HoldLease(ctx context.Context, epoch int64) error {
+	var current int64
+	if err := db.QueryRow(ctx, `SELECT epoch FROM bot_lease WHERE only = 1 FOR SHARE`).Scan(&current); err != nil {
+		return fmt.Errorf("checking the bot's lease: %w", err)
+	}
+	if current != epoch {
+		return ErrLeaseLost
+	}
+	return nil
+}
+
+// BotDevice returns the bot's device id, and keeps fresh where there is none yet.
+func (db *DB) BotDevice(ctx context.Context, user id.UserID, fresh id.DeviceID) (id.DeviceID, error) {
+	_, err := db.Exec(ctx, `INSERT INTO bot_device (only, user_id, device_id, created_at) VALUES (1, $1, $2, now()) ON CONFLICT DO NOTHING`, user, fresh)
+	if err != nil {
+		return "", fmt.Errorf("keeping the bot's device: %w", err)
+	}
+	var haveUser id.UserID
+	var device id.DeviceID
+	if err := db.QueryRow(ctx, `SELECT user_id, device_id FROM bot_device WHERE only = 1`).Scan(&haveUser, &device); err != nil {
+		return "", fmt.Errorf("reading the bot's device: %w", err)
+	}
+	if haveUser != user {
+		return "", fmt.Errorf("the database belongs to the bot %s, and the config names %s: use a database of its own for each bot", haveUser, user)
+	}
+	return device, nil
+}
