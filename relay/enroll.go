@@ -1,0 +1,179 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// wrongTries burn a code.
+const wrongTries = 5
+
+// NewCode makes a one-time enrollment code for a user. Only its hash is kept; the caller shows it to the admin once.
+func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration, actor string) (protocol.Code, error) {
+	if _, _, err := user.Parse(); err != nil {
+		return protocol.Code{}, fmt.Errorf("%q is not a Matrix user id (@name:server): %w", user, err)
+	}
+	if life <= 0 || life > 30*24*time.Hour {
+		return protocol.Code{}, errors.New("an enrollment code lives between a moment and 30 days")
+	}
+	code, err := protocol.NewCode(e.bot, e.masterKey)
+	if err != nil {
+		return protocol.Code{}, err
+	}
+	codeID, err := uuid.NewV7()
+	if err != nil {
+		return protocol.Code{}, fmt.Errorf("making a code's id: %w", err)
+	}
+	now := e.now()
+	err = e.db.Txn(ctx, func(ctx context.Context) error {
+		row := postgres.Code{ID: codeID, UserID: user, SHA256: code.Hash(), CreatedAt: now, CreatedBy: actor, ExpiresAt: now.Add(life)}
+		if err := e.db.PutCode(ctx, row); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.CodeCreated, Subject: string(user), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.ID("code", codeID.String()), audit.Number("expires_at", row.ExpiresAt.UnixMilli())}})
+	})
+	return code, err
+}
+
+// Revoke ends a device's enrollment. The bot tells the device when it next holds the lease; what else is to be done
+// is for the admin, and Revoke's callers say so.
+func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID, reason, actor string) error {
+	devices, err := e.db.Devices(ctx, user)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if d.DeviceID != device {
+			continue
+		}
+		return e.db.Txn(ctx, func(ctx context.Context) error {
+			if err := e.db.SetDeviceState(ctx, d.ID, postgres.Revoked); err != nil {
+				return err
+			}
+			err := e.db.Append(ctx, audit.Event{Time: e.now(), Actor: actor, Action: audit.DeviceRevoked, Subject: actorOf(d), Outcome: audit.Accepted,
+				Detail: audit.Detail{audit.Flag("reason_given", reason != "")}})
+			if err != nil {
+				return err
+			}
+			return e.db.Notify(ctx, WorkChannel, "")
+		})
+	}
+	return fmt.Errorf("%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
+}
+
+func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
+	var request protocol.EnrollRequest
+	if json.Unmarshal(message.Content, &request) != nil || request.Validate() != nil {
+		return s.unusable(ctx, message, "malformed_enrollment")
+	}
+	now := s.now()
+	device, refusal, err := s.judge(ctx, message, request, now)
+	if err != nil {
+		return err
+	}
+	response := protocol.EnrollResponse{Accepted: refusal == "", Reason: refusal}
+	event := audit.Event{Time: now, Actor: string(message.Sender) + "/" + string(request.DeviceID), Subject: string(message.Sender) + "/" + string(request.DeviceID)}
+	if refusal == "" {
+		if response.SequenceFloor, err = s.db.LastSequence(ctx, message.Sender); err != nil {
+			return err
+		}
+		event.Action, event.Outcome = audit.DeviceEnrolled, audit.Accepted
+		event.Detail = audit.Detail{audit.Fingerprint("signing_key_sha256", device.SigningKey), audit.Fingerprint("master_key_sha256", device.MasterKey),
+			audit.ID("device", device.ID.String())}
+	} else {
+		event.Action, event.Outcome = audit.EnrollmentRefused, audit.Refused
+		event.Detail = audit.Detail{audit.Word("reason", refusal)}
+	}
+	if err := s.db.Append(ctx, event); err != nil {
+		return err
+	}
+	// The answer goes to the keys the request came with: the Olm session is there, so no key is claimed.
+	to := crosssigning.Device{UserID: message.Sender, DeviceID: request.DeviceID, IdentityKey: message.SenderKey, SigningKey: message.SenderSigningKey}
+	err = s.endpoint.Queue(ctx, todevice.Outgoing{Key: "enroll/" + message.ID, To: to, Type: protocol.TypeEnrollResponse.Type, Content: response}, nil)
+	if err != nil {
+		return err
+	}
+	return s.db.Notify(ctx, WorkChannel, "")
+}
+
+// judge decides on an enrollment and, if it is accepted, keeps the device. The order matters: a wrong code is counted
+// before anything else is looked at, so that nothing can be probed without a code.
+func (s *Session) judge(ctx context.Context, message *todevice.Message, request protocol.EnrollRequest, now time.Time) (postgres.Device, protocol.Refusal, error) {
+	var none postgres.Device
+	code, ok, err := s.db.LockCode(ctx, protocol.HashCode(request.Code))
+	if err != nil {
+		return none, "", err
+	}
+	if !ok {
+		burned, err := s.db.WrongTry(ctx, message.Sender, now, wrongTries)
+		if err == nil && burned > 0 {
+			err = s.db.Append(ctx, audit.Event{Time: now, Actor: string(message.Sender), Action: audit.CodeBurned, Subject: string(message.Sender),
+				Outcome: audit.Refused, Detail: audit.Detail{audit.Number("codes", burned)}})
+		}
+		return none, protocol.RefusedCodeUnknown, err
+	}
+	existing, known, err := s.db.DeviceByKey(ctx, message.Sender, message.SenderKey)
+	if err != nil {
+		return none, "", err
+	}
+	switch {
+	case code.UserID != message.Sender:
+		return none, protocol.RefusedOtherUser, nil
+	case code.Burned:
+		return none, protocol.RefusedCodeBurned, nil
+	case code.UsedBy != uuid.Nil && known && existing.ID == code.UsedBy && existing.State == postgres.Enrolled:
+		return existing, "", nil
+	case code.UsedBy != uuid.Nil:
+		return none, protocol.RefusedCodeUsed, nil
+	case !now.Before(code.ExpiresAt):
+		return none, protocol.RefusedCodeExpired, nil
+	case request.ProtocolVersion != protocol.Version:
+		return none, protocol.RefusedProtocolVersion, nil
+	case request.BotUserID != s.bot || request.BotMasterKey != s.masterKey:
+		return none, protocol.RefusedWrongBot, nil
+	}
+	signed, ok := message.SenderDevice()
+	switch {
+	case known && message.Identity == nil:
+		// The keys are enrolled already, so Admit asked for no identity: another code for the same device changes nothing.
+		return none, protocol.RefusedCodeUsed, nil
+	case !ok || signed.DeviceID != request.DeviceID || request.IdentityKey != message.SenderKey || request.SigningKey != message.SenderSigningKey:
+		return none, protocol.RefusedKeysMismatch, nil
+	case !message.Identity.PinnedTo(request.UserMasterKey):
+		return none, protocol.RefusedMasterKeyMismatch, nil
+	case !signed.CrossSigned || signed.Dehydrated:
+		return none, protocol.RefusedNotCrossSigned, nil
+	}
+	deviceID, err := uuid.NewV7()
+	if err != nil {
+		return none, "", fmt.Errorf("making a device's id: %w", err)
+	}
+	devices, err := s.db.Devices(ctx, message.Sender)
+	if err != nil {
+		return none, "", err
+	}
+	for _, d := range devices {
+		if d.DeviceID == request.DeviceID {
+			return none, protocol.RefusedIdentityKeyChanged, nil
+		}
+	}
+	device := postgres.Device{ID: deviceID, UserID: message.Sender, DeviceID: request.DeviceID, IdentityKey: message.SenderKey,
+		SigningKey: message.SenderSigningKey, MasterKey: request.UserMasterKey, Name: request.Name, SoftwareVersion: request.SoftwareVersion, EnrolledAt: now}
+	if err := s.db.PutDevice(ctx, device); err != nil {
+		return none, "", err
+	}
+	return device, "", s.db.UseCode(ctx, code.ID, device.ID)
+}

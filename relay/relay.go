@@ -1,0 +1,138 @@
+// Package relay is the server's engine: it turns an accepted notification into a rotation, a rotation into a trigger
+// for an enrolled device, and the device's reports into the rotation's state, one transaction per step, each with its
+// audit event. Rows are the truth: every step locks its row and looks again, and Work finds what is due in them.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// WorkChannel is the NOTIFY channel that says a rotation may be due.
+const WorkChannel = "keyherald_work"
+
+// Config is what an Engine stands on. BotMasterKey comes from the identity file, never from the homeserver.
+type Config struct {
+	DB           *postgres.DB
+	BotUserID    id.UserID
+	BotMasterKey id.Ed25519
+	Now          func() time.Time
+	Log          zerolog.Logger
+}
+
+// Engine holds no state of its own.
+type Engine struct {
+	db        *postgres.DB
+	bot       id.UserID
+	masterKey id.Ed25519
+	now       func() time.Time
+	log       zerolog.Logger
+}
+
+// New makes an Engine.
+func New(config Config) (*Engine, error) {
+	if config.DB == nil || config.BotUserID == "" || config.BotMasterKey == "" {
+		return nil, errors.New("relay: database, bot user id and bot master key are needed")
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, now: config.Now, log: config.Log}, nil
+}
+
+// Change is a secret's new version in a KMS, as a source told it.
+type Change struct {
+	Source string
+	UserID id.UserID
+	Secret string
+	KMS    protocol.KMSRef
+}
+
+// open makes or finds the rotation of a change, and supersedes older ones of the same path, in the caller's
+// transaction. A change that is older than what is known becomes a rotation that is superseded from the start.
+func (e *Engine) open(ctx context.Context, change Change, actor string) (postgres.Rotation, error) {
+	rotationID, err := uuid.NewV7()
+	if err != nil {
+		return postgres.Rotation{}, fmt.Errorf("making a rotation id: %w", err)
+	}
+	// The user's row in sequence_mark orders changes of one user: without it two notifications could supersede each other.
+	if _, err := e.db.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, string(change.UserID)); err != nil {
+		return postgres.Rotation{}, fmt.Errorf("ordering the changes of %s: %w", change.UserID, err)
+	}
+	now := e.now()
+	siblings, err := e.db.Rotations(ctx, change.UserID, false)
+	if err != nil {
+		return postgres.Rotation{}, err
+	}
+	fresh := postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source,
+		Facts: rotation.Facts{State: rotation.Received}, CreatedAt: now}
+	opened, created, err := e.db.InsertRotation(ctx, fresh)
+	if err != nil || !created {
+		return opened, err
+	}
+	for _, other := range siblings {
+		if other.Secret != change.Secret || other.KMS.Name != change.KMS.Name || other.KMS.Path != change.KMS.Path {
+			continue
+		}
+		if rotation.Newer(other.KMS.Version, change.KMS.Version) {
+			opened.Facts.State = rotation.Superseded
+		} else if !other.Facts.State.Ended() {
+			other.Facts.State, other.Facts.Attention, other.NextAction = rotation.Superseded, "", ""
+			if err := e.end(ctx, other, audit.RotationSuperseded, actor, audit.ID("by", opened.ID.String())); err != nil {
+				return opened, err
+			}
+		}
+	}
+	if opened.Facts.State == rotation.Superseded {
+		return opened, e.end(ctx, opened, audit.RotationSuperseded, actor, audit.Flag("older_than_known", true))
+	}
+	return opened, e.db.Notify(ctx, WorkChannel, opened.ID.String())
+}
+
+func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor string, fields ...audit.Field) error {
+	now := e.now()
+	if err := e.db.UpdateRotation(ctx, r, now); err != nil {
+		return err
+	}
+	return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: action, Subject: string(r.UserID), Rotation: r.ID,
+		Outcome: audit.Accepted, Detail: append(audit.Detail{audit.Word("state", r.Facts.State)}, fields...)})
+}
+
+// Sweep ends what has timed out and wakes the holder of the bot for what is due. It may run on any replica, any time.
+func (e *Engine) Sweep(ctx context.Context) error {
+	open, err := e.db.Rotations(ctx, "", true)
+	if err != nil {
+		return err
+	}
+	for _, candidate := range open {
+		if e.now().Sub(candidate.CreatedAt) < rotation.Timeout {
+			continue
+		}
+		err := e.db.Txn(ctx, func(ctx context.Context) error {
+			r, ok, err := e.db.LockRotation(ctx, candidate.ID)
+			if err != nil || !ok || r.Facts.State.Ended() {
+				return err
+			}
+			r.Facts.State = rotation.TimedOut
+			return e.end(ctx, r, audit.RotationTimedOut, "relay")
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	return e.db.Notify(ctx, WorkChannel, "")
+}
