@@ -1,0 +1,276 @@
+package appservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// Worker is what the bot does while this replica holds its lease: relay's Session.
+type Worker interface {
+	todevice.Handler
+	// Work does what is due: it is called after every commit that may have made something due, and by the sweep.
+	Work(ctx context.Context) error
+	// Sent is told what the homeserver answered to a message.
+	Sent(ctx context.Context, key, refusal string) error
+}
+
+// BotConfig is what a Bot stands on. NewWorker is called once per lease with the endpoint of that lease.
+type BotConfig struct {
+	HomeserverURL string
+	ASToken       string
+	Identity      Identity
+	PickleKey     []byte
+	Holder        string
+	DB            *postgres.DB
+	NewWorker     func(*todevice.Endpoint) Worker
+	Log           zerolog.Logger
+}
+
+// The lease outlives two missed renewals; a takeover after a SIGKILL comes within leaseLife.
+const (
+	leaseLife  = 15 * time.Second
+	leaseRenew = 5 * time.Second
+	syncWait   = 25 * time.Second
+)
+
+// Bot holds the lease, logs the one device in, and runs its loops. One replica at a time does.
+type Bot struct {
+	config BotConfig
+	wake   chan struct{}
+	mu     sync.Mutex
+	ready  bool
+}
+
+// NewBot makes a Bot; Run does everything.
+func NewBot(config BotConfig) (*Bot, error) {
+	if config.HomeserverURL == "" || config.ASToken == "" || config.DB == nil || config.NewWorker == nil || config.Holder == "" {
+		return nil, errors.New("appservice: homeserver, token, holder, database and worker are needed")
+	}
+	return &Bot{config: config, wake: make(chan struct{}, 1)}, nil
+}
+
+// Wake says that something may be due. It never blocks.
+func (b *Bot) Wake() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Leading reports whether this replica holds the bot and its device is logged in and cross-signed.
+func (b *Bot) Leading() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ready
+}
+
+func (b *Bot) setReady(ready bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ready = ready
+}
+
+// Run tries for the lease until ctx ends, and serves while it is held.
+func (b *Bot) Run(ctx context.Context) error {
+	ticker := time.NewTicker(leaseRenew)
+	defer ticker.Stop()
+	for {
+		epoch, err := b.config.DB.TakeLease(ctx, b.config.Holder, leaseLife)
+		if err == nil && epoch > 0 {
+			if err = b.lead(ctx, epoch); errors.Is(err, ErrForeignIdentity) {
+				return err
+			}
+		}
+		if ctx.Err() != nil {
+			release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			return b.config.DB.ReleaseLease(release, b.config.Holder)
+		}
+		if err != nil {
+			b.config.Log.Error().Err(err).Msg("The bot stopped and will start again")
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// lead runs the bot until the lease is lost, ctx ends or a loop fails for good.
+func (b *Bot) lead(ctx context.Context, epoch int64) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer b.setReady(false)
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	defer cancel(nil)
+	loops.Go(func() { b.renew(ctx, epoch, cancel) })
+
+	client, err := b.login(ctx)
+	if err != nil {
+		return err
+	}
+	endpoint, err := todevice.New(todevice.Config{
+		DB: b.config.DB.Database, Client: client, AccountID: "bot", PickleKey: b.config.PickleKey, Log: b.config.Log,
+		Fence: func(ctx context.Context) error { return b.config.DB.HoldLease(ctx, epoch) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := endpoint.PublishKeys(ctx); err != nil {
+		return err
+	}
+	if err := b.config.Identity.establish(ctx, client, endpoint); err != nil {
+		return err
+	}
+	worker := b.config.NewWorker(endpoint)
+	b.setReady(true)
+	b.config.Log.Info().Int64("epoch", epoch).Stringer("device", client.DeviceID).Msg("This replica holds the bot")
+	loops.Go(func() { b.receive(ctx, endpoint, cancel) })
+	loops.Go(func() { b.process(ctx, endpoint, worker) })
+	loops.Go(func() { b.work(ctx, worker) })
+	loops.Go(func() { b.send(ctx, endpoint, worker) })
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func (b *Bot) renew(ctx context.Context, epoch int64, cancel context.CancelCauseFunc) {
+	ticker := time.NewTicker(leaseRenew)
+	defer ticker.Stop()
+	deadline := time.Now().Add(leaseLife)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		current, err := b.config.DB.TakeLease(ctx, b.config.Holder, leaseLife)
+		switch {
+		case err == nil && current == epoch:
+			deadline = time.Now().Add(leaseLife)
+		case err == nil || time.Now().After(deadline):
+			cancel(postgres.ErrLeaseLost)
+			return
+		}
+	}
+}
+
+// login registers the bot's user where it is missing and logs its one device in again: the device keeps its keys and
+// waiting messages, and a token that a former holder still has dies with it.
+func (b *Bot) login(ctx context.Context) (*mautrix.Client, error) {
+	user := b.config.Identity.UserID
+	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
+	if err != nil {
+		return nil, fmt.Errorf("making the bot's client: %w", err)
+	}
+	client.DefaultHTTPRetries = 0
+	fresh, err := newDeviceID()
+	if err != nil {
+		return nil, err
+	}
+	device, err := b.config.DB.BotDevice(ctx, user, fresh)
+	if err != nil {
+		return nil, err
+	}
+	request := &mautrix.ReqLogin{
+		Type:                     mautrix.AuthTypeAppservice,
+		Identifier:               mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()},
+		DeviceID:                 device,
+		InitialDeviceDisplayName: "Keyherald",
+	}
+	answer, err := client.Login(ctx, request)
+	if err != nil {
+		if registerErr := registerBot(ctx, client, user); registerErr != nil {
+			return nil, fmt.Errorf("logging the bot in: %w (and registering it: %w)", err, registerErr)
+		}
+		if answer, err = client.Login(ctx, request); err != nil {
+			return nil, fmt.Errorf("logging the bot in: %w", err)
+		}
+	}
+	client.UserID, client.DeviceID, client.AccessToken = user, answer.DeviceID, answer.AccessToken
+	return client, nil
+}
+
+func registerBot(ctx context.Context, client *mautrix.Client, user id.UserID) error {
+	body := map[string]any{"type": mautrix.AuthTypeAppservice, "username": user.Localpart(), "inhibit_login": true}
+	_, err := client.MakeRequest(ctx, http.MethodPost, client.BuildClientURL("v3", "register"), body, nil)
+	if err != nil && !errors.Is(err, mautrix.MUserInUse) {
+		return err
+	}
+	return nil
+}
+
+func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel context.CancelCauseFunc) {
+	for failures := 0; ctx.Err() == nil; {
+		err := endpoint.Sync(ctx, syncWait)
+		if err == nil {
+			failures = 0
+			continue
+		}
+		if errors.Is(err, mautrix.MUnknownToken) || errors.Is(err, postgres.ErrLeaseLost) {
+			cancel(err)
+			return
+		}
+		failures++
+		b.config.Log.Warn().Err(err).Msg("Receiving failed and is tried again")
+		pause(ctx, min(time.Duration(failures)*time.Second, 30*time.Second))
+	}
+}
+
+func (b *Bot) process(ctx context.Context, endpoint *todevice.Endpoint, worker Worker) {
+	repeat(ctx, endpoint.Arrived(), 5*time.Second, func() {
+		if err := endpoint.Process(ctx, worker); err != nil && ctx.Err() == nil {
+			b.config.Log.Warn().Err(err).Msg("A message could not be handled yet")
+		}
+	})
+}
+
+func (b *Bot) work(ctx context.Context, worker Worker) {
+	repeat(ctx, b.wake, 30*time.Second, func() {
+		if err := worker.Work(ctx); err != nil && ctx.Err() == nil {
+			b.config.Log.Warn().Err(err).Msg("Work that is due could not be done yet")
+		}
+	})
+}
+
+func (b *Bot) send(ctx context.Context, endpoint *todevice.Endpoint, worker Worker) {
+	repeat(ctx, endpoint.Queued(), time.Second, func() {
+		if _, err := endpoint.Flush(ctx, worker.Sent); err != nil && ctx.Err() == nil {
+			b.config.Log.Warn().Err(err).Msg("The outbox could not be emptied yet")
+		}
+	})
+}
+
+// repeat runs do now, at every signal and at least once per interval, until ctx ends.
+func repeat(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func()) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		do()
+		select {
+		case <-ctx.Done():
+		case <-signal:
+		case <-ticker.C:
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
