@@ -131,3 +131,15 @@ func (c *Client) roomKeys(ctx context.Context, version id.KeyBackupVersion) (roo
 	}
 	return keys, nil
 }
+
+// Get reads one version; nil if it does not exist.
+func (c *Client) Get(ctx context.Context, version id.KeyBackupVersion) (*Version, error) {
+	var body versionBody
+	_, err := c.matrix.MakeRequest(ctx, http.MethodGet, c.matrix.BuildClientURL("v3", "room_keys", "version", version.String()), nil, &body)
+	if errors.Is(err, mautrix.MNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("reading key-backup version %s: %w", version, err)
+	}
+	return &Version{ID: body.Version, Algorithm: body.Algorithm, PublicKey: strings.TrimRight(body.AuthData.PublicKey, "="), Count: body.Count, ETag: body.ETag}, nil
+}

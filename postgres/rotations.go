@@ -210,6 +210,16 @@ func (db *DB) PutDelivery(ctx context.Context, key uuid.UUID, d protocol.Deliver
 	return nil
 }
 
+// Adopted turns the outcome of a target that was sent the key into adopted, and reports whether it did.
+func (db *DB) Adopted(ctx context.Context, key uuid.UUID, device id.DeviceID, now time.Time) (bool, error) {
+	result, err := db.Exec(ctx, `UPDATE delivery SET outcome = 'adopted', reported_at = $3 WHERE rotation_id = $1 AND device_id = $2 AND outcome = 'sent'`, key, device, now)
+	if err != nil {
+		return false, fmt.Errorf("recording an adoption: %w", err)
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
+
 // Outcomes counts the targets of a rotation by outcome.
 func (db *DB) Outcomes(ctx context.Context, key uuid.UUID) (map[string]int, error) {
 	rows, err := db.Query(ctx, `SELECT outcome, COUNT(*) FROM delivery WHERE rotation_id = $1 GROUP BY outcome`, key)

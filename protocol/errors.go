@@ -18,7 +18,8 @@ const (
 	RejectedRevoked      ErrorCode = "device_revoked"
 )
 
-// Why a device stopped before it changed anything and needs somebody: the causes of needs_attention.
+// Why a device needs somebody: the causes of needs_attention. All but carry_over_incomplete stop it before anything changed
+// in this step; that one comes after the push, and keeps the old version from ever being deleted.
 const (
 	AttentionOldKeyMissing           ErrorCode = "old_key_missing"
 	AttentionRecoveryCopyNotWritable ErrorCode = "recovery_copy_not_writable"
@@ -27,12 +28,12 @@ const (
 	AttentionKMSForbidden            ErrorCode = "kms_forbidden"
 	AttentionBackupChanged           ErrorCode = "backup_changed"
 	AttentionNotCrossSigned          ErrorCode = "needs_enrollment"
+	AttentionCarryOverIncomplete     ErrorCode = "carry_over_incomplete"
 )
 
 // Retryable faults: the device tries again by itself.
 const (
 	FaultKMSUnavailable        ErrorCode = "kms_unavailable"
 	FaultHomeserverUnavailable ErrorCode = "homeserver_unavailable"
-	FaultCarryOverIncomplete   ErrorCode = "carry_over_incomplete"
 	FaultInternal              ErrorCode = "internal"
 )

@@ -210,8 +210,40 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	if err != nil {
 		return err
 	}
+	if err := s.adopted(ctx, device, status, now); err != nil {
+		return err
+	}
 	// Offline was waiting, not failure: a device that is back is worth another look.
 	return s.db.Notify(ctx, WorkChannel, "")
+}
+
+// adopted is claimed only here: a managed receiver itself says that it holds the key of a rotation's version.
+func (s *Session) adopted(ctx context.Context, device postgres.Device, status protocol.Status, now time.Time) error {
+	if !status.HoldsKey || status.BackupVersion == "" {
+		return nil
+	}
+	rotations, err := s.db.Rotations(ctx, device.UserID, false)
+	if err != nil {
+		return err
+	}
+	for _, r := range rotations {
+		if r.Facts.BackupVersion != status.BackupVersion {
+			continue
+		}
+		changed, err := s.db.Adopted(ctx, r.ID, device.DeviceID, now)
+		if err != nil {
+			return err
+		}
+		if !changed {
+			continue
+		}
+		err = s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.DeliveryReported, Subject: actorOf(device), Rotation: r.ID,
+			Outcome: audit.Reported, Detail: audit.Detail{audit.Word("outcome", protocol.OutcomeAdopted)}})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Sent records what the homeserver said of a message, in the transaction that marks it in the outbox.

@@ -20,6 +20,7 @@ var attentions = []Attention{
 	{protocol.AttentionKMSForbidden, "operator", "the KMS refuses the device: give its credentials read access to exactly this user's path"},
 	{protocol.AttentionBackupChanged, "user", "the user or another client changed the key backup during the rotation: ask him, then rotate again"},
 	{protocol.AttentionNotCrossSigned, "operator", "the managed device is no longer cross-signed by the user, or his identity changed: verify and enroll it again"},
+	{protocol.AttentionCarryOverIncomplete, "admin", "some room keys of the old key backup cannot be decrypted and stay there alone; the old version is kept; look at the device's log for the session ids"},
 	{protocol.RejectedNotPinnedBot, "operator", "the device refused a trigger that did not come from its pinned server: if the bot's identity was changed on purpose, enroll the device again; else investigate"},
 	{protocol.RejectedOtherUser, "operator", "the device refused a trigger for another user: check the mapping of the notification source"},
 	{protocol.RejectedSecret, "operator", "the device refused a secret it does not rotate: check the mapping of the notification source"},

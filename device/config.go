@@ -1,0 +1,175 @@
+package device
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/kms/filesecret"
+	"github.com/keyherald/keyherald/kms/secret"
+	"github.com/keyherald/keyherald/kms/setecsecret"
+	"github.com/keyherald/keyherald/msc4385"
+)
+
+// Config is device.yaml: what all accounts of this process share.
+type Config struct {
+	// Accounts is the directory of account files; added and removed ones are noticed without a restart.
+	Accounts string `yaml:"accounts_dir"`
+	// State is the directory of the accounts' stores.
+	State string `yaml:"state_dir"`
+	// PickleKeyFile seals the stores; it is made if it is missing.
+	PickleKeyFile string `yaml:"pickle_key_file"`
+	// StatusInterval is how often a status is sent without a cause; default one hour.
+	StatusInterval time.Duration `yaml:"status_interval"`
+}
+
+// AccountConfig is one file of accounts.d: one managed device of one user.
+type AccountConfig struct {
+	UserID       id.UserID    `yaml:"user_id"`
+	Homeserver   string       `yaml:"homeserver"`
+	DeviceName   string       `yaml:"device_name"`
+	Login        Login        `yaml:"login"`
+	Verification Verification `yaml:"verification"`
+	KMS          KMS          `yaml:"kms"`
+	Recovery     string       `yaml:"recovery"`
+	Push         Push         `yaml:"push"`
+}
+
+// Login is how the device gets its access token; exactly one way is set.
+type Login struct {
+	PasswordFile    string      `yaml:"password_file"`
+	TokenFile       string      `yaml:"token_file"`
+	AccessTokenFile string      `yaml:"access_token_file"`
+	DeviceID        id.DeviceID `yaml:"device_id"`
+	Command         []string    `yaml:"command"`
+}
+
+// Verification is how the device becomes cross-signed: the user's recovery key, from a file or an environment
+// variable, or a new identity whose recovery key goes into a new 0600 file.
+type Verification struct {
+	RecoveryKeyFile string `yaml:"recovery_key_file"`
+	RecoveryKeyEnv  string `yaml:"recovery_key_env"`
+	BootstrapTo     string `yaml:"bootstrap_recovery_key_to"`
+}
+
+// KMS is where the key comes from. A trigger that names another KMS or path is rejected.
+type KMS struct {
+	Name string `yaml:"name"`
+	Type string `yaml:"type"`
+	URL  string `yaml:"url"`
+	Dir  string `yaml:"dir"`
+	Path string `yaml:"path"`
+}
+
+// Push says in which forms the key is pushed, and how long the push waits for the carry-over.
+type Push struct {
+	Forms        []msc4385.Form `yaml:"forms"`
+	WaitForCarry time.Duration  `yaml:"wait_for_carry"`
+}
+
+// LoadConfig reads device.yaml strictly; relative paths are relative to the file.
+func LoadConfig(path string) (Config, error) {
+	config := Config{StatusInterval: time.Hour}
+	if err := readStrict(path, &config); err != nil {
+		return config, err
+	}
+	switch {
+	case config.Accounts == "":
+		return config, fmt.Errorf("%s: accounts_dir is missing: name the directory of account files, such as accounts.d", path)
+	case config.State == "":
+		return config, fmt.Errorf("%s: state_dir is missing: name a directory that is kept, such as /var/lib/keyherald-device", path)
+	case config.PickleKeyFile == "":
+		return config, fmt.Errorf("%s: pickle_key_file is missing: name a file outside of state_dir; it is made if it is missing", path)
+	case config.StatusInterval < time.Second:
+		return config, fmt.Errorf("%s: status_interval is below one second: write 1h", path)
+	}
+	relative(filepath.Dir(path), &config.Accounts, &config.State, &config.PickleKeyFile)
+	return config, nil
+}
+
+// LoadAccount reads one account file strictly.
+func LoadAccount(path string) (AccountConfig, error) {
+	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second}}
+	if err := readStrict(path, &config); err != nil {
+		return config, err
+	}
+	if err := config.validate(); err != nil {
+		return config, fmt.Errorf("%s: %w", path, err)
+	}
+	relative(filepath.Dir(path), &config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir)
+	return config, nil
+}
+
+func (c AccountConfig) validate() error {
+	if _, _, err := c.UserID.Parse(); err != nil {
+		return fmt.Errorf("user_id is %q: write @name:server", c.UserID)
+	}
+	ways := 0
+	for _, set := range []bool{c.Login.PasswordFile != "", c.Login.TokenFile != "", c.Login.AccessTokenFile != "", len(c.Login.Command) > 0} {
+		if set {
+			ways++
+		}
+	}
+	switch {
+	case !strings.HasPrefix(c.Homeserver, "http://") && !strings.HasPrefix(c.Homeserver, "https://"):
+		return errors.New("homeserver: write the client-server API's address, such as https://matrix.example.org")
+	case ways != 1:
+		return errors.New("login: set exactly one of password_file, token_file, access_token_file, command")
+	case c.Login.AccessTokenFile != "" && c.Login.DeviceID == "":
+		return errors.New("login.device_id is missing: an access token belongs to a device, and without its id nothing can be encrypted for it")
+	case c.KMS.Name == "" || c.KMS.Path == "":
+		return errors.New("kms: name and path are needed; name is the one the server's mapping gives the KMS")
+	case c.Recovery != "require" && c.Recovery != "allow_stale":
+		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
+	case len(c.Push.Forms) == 0:
+		return errors.New("push.forms is empty: write m.secret.send, io.element.msc4385.secret.push or both")
+	}
+	for _, form := range c.Push.Forms {
+		if !slices.Contains([]msc4385.Form{msc4385.FormSend, msc4385.FormPush}, form) {
+			return fmt.Errorf("push.forms has %q: write m.secret.send or io.element.msc4385.secret.push", form)
+		}
+	}
+	switch c.KMS.Type {
+	case "setec", "file":
+		return nil
+	}
+	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
+}
+
+func (k KMS) reader() (secret.Reader, error) {
+	if k.Type == "file" {
+		return filesecret.New(filesecret.Config{Dir: k.Dir})
+	}
+	return setecsecret.New(setecsecret.Config{URL: k.URL})
+}
+
+func readStrict(path string, into any) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(raw))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func relative(dir string, paths ...*string) {
+	for _, path := range paths {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"maunium.net/go/mautrix/event"
+
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// Enroll pins the server that the code names, sends the code to its bot inside Olm, and waits for the answer. The
+// device must be cross-signed (Verify) before.
+func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
+	own, err := a.endpoint.RefreshOwnKeys(ctx)
+	if err != nil {
+		return err
+	}
+	if !own.Devices[a.client.DeviceID].CrossSigned {
+		return errors.New("the device is not cross-signed: verify it first")
+	}
+	p := pin{BotUserID: code.BotUserID, BotMasterKey: code.BotMasterKey, OwnMasterKey: own.MasterKey}
+	bot, err := a.bot(ctx, p)
+	if err != nil {
+		return err
+	}
+	signing, identityKey, err := a.endpoint.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	claims, err := a.endpoint.Claim(ctx, false, bot)
+	if err != nil {
+		return err
+	}
+	request := protocol.EnrollRequest{
+		ProtocolVersion: protocol.Version, Code: code.RevealRandom(), BotUserID: p.BotUserID, BotMasterKey: p.BotMasterKey,
+		UserMasterKey: own.MasterKey, DeviceID: a.client.DeviceID, IdentityKey: identityKey, SigningKey: signing,
+		Name: a.config.DeviceName, SoftwareVersion: SoftwareVersion,
+	}
+	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		if err := a.setPin(ctx, p); err != nil {
+			return err
+		}
+		key := fmt.Sprintf("enroll/%d", a.now().UnixNano())
+		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeEnrollRequest.Type, Content: request}, claims)
+	})
+	if err != nil {
+		return err
+	}
+	waiter := &enrollment{account: a}
+	for waiter.answer == nil {
+		if _, err := a.endpoint.Flush(ctx, nil); err != nil {
+			return err
+		}
+		if err := a.endpoint.Sync(ctx, 2*time.Second); err != nil {
+			return fmt.Errorf("waiting for the server's answer: %w", err)
+		}
+		if err := a.endpoint.Process(ctx, waiter); err != nil {
+			return err
+		}
+	}
+	if !waiter.answer.Accepted {
+		return fmt.Errorf("the server refused the enrollment (%s): %s", waiter.answer.Reason, waiter.answer.Reason.Explain())
+	}
+	return nil
+}
+
+// enrollment handles messages while Enroll waits: the server's answer, and everything else as always.
+type enrollment struct {
+	account *Account
+	answer  *protocol.EnrollResponse
+}
+
+func (w *enrollment) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
+	return w.account.Admit(ctx, envelope)
+}
+
+func (w *enrollment) Undecryptable(ctx context.Context, envelope todevice.Envelope, reason string) error {
+	return w.account.Undecryptable(ctx, envelope, reason)
+}
+
+func (w *enrollment) Handle(ctx context.Context, message *todevice.Message) error {
+	if message.Type != protocol.TypeEnrollResponse.Type {
+		return w.account.Handle(ctx, message)
+	}
+	a := w.account
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	if !a.fromPinnedBot(message, p) {
+		return fmt.Errorf("%w: an answer from another than the pinned bot", todevice.ErrUnusable)
+	}
+	var answer protocol.EnrollResponse
+	if err := json.Unmarshal(message.Content, &answer); err != nil {
+		return fmt.Errorf("%w: a malformed answer", todevice.ErrUnusable)
+	}
+	w.answer = &answer
+	if !answer.Accepted {
+		return nil
+	}
+	p.Accepted = true
+	if err := a.setPin(ctx, p); err != nil {
+		return err
+	}
+	if err := a.store.set(ctx, "sequence", fmt.Sprint(answer.SequenceFloor)); err != nil {
+		return err
+	}
+	sender, _ := message.SenderDevice()
+	return a.store.set(ctx, "bot_device", sender.DeviceID.String())
+}
+
+// fromPinnedBot checks the whole chain: the bot's user, its pinned master key, and a device cross-signed by it that
+// holds both keys the message came with.
+func (a *Account) fromPinnedBot(message *todevice.Message, p pin) bool {
+	if message.Sender != p.BotUserID || message.Identity == nil || !message.Identity.PinnedTo(p.BotMasterKey) {
+		return false
+	}
+	sender, ok := message.SenderDevice()
+	return ok && sender.CrossSigned && !sender.Dehydrated
+}
+
+// Admit lets the pinned bot and the user's own devices in, and nobody else.
+func (a *Account) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
+	p, err := a.pin(ctx)
+	if err != nil {
+		return todevice.Admission{}, err
+	}
+	if envelope.Type != event.ToDeviceEncrypted.Type {
+		return todevice.Admission{Drop: "not encrypted"}, nil
+	}
+	if envelope.Sender != a.config.UserID && envelope.Sender != p.BotUserID {
+		// Room keys of other people among them: this device reads no rooms.
+		return todevice.Admission{Drop: "neither the pinned bot nor our own user"}, nil
+	}
+	return todevice.Admission{Identity: true}, nil
+}
+
+// Undecryptable has nothing to audit on the device; the envelope is kept with its reason.
+func (a *Account) Undecryptable(context.Context, todevice.Envelope, string) error { return nil }

@@ -1,0 +1,209 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/google/uuid"
+
+	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// accepts is what is taken unsolicited from the user's own cross-signed devices.
+var accepts = map[string]msc4385.Verdict{protocol.SecretMegolmBackup: msc4385.Accept}
+
+// Handle acts on one message, in the transaction of its decryption.
+func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
+	switch message.Type {
+	case protocol.TypeTrigger.Type:
+		return a.trigger(ctx, message)
+	case protocol.TypeCancel.Type:
+		return a.cancel(ctx, message)
+	case protocol.TypeRevoked.Type:
+		return a.revoked(ctx, message)
+	case string(msc4385.FormSend), string(msc4385.FormPush):
+		return a.receive(ctx, message)
+	}
+	// Room keys, dummies and whatever else a client sends its user's devices: read, and let go.
+	return nil
+}
+
+func (a *Account) trigger(ctx context.Context, message *todevice.Message) error {
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	if !p.Accepted || !a.fromPinnedBot(message, p) {
+		// There is nobody to report to: a stranger gets no answer.
+		a.log.Warn().Stringer("sender", message.Sender).Msg("A trigger that is not from the pinned bot was ignored")
+		return fmt.Errorf("%w: %s", todevice.ErrUnusable, protocol.RejectedNotPinnedBot)
+	}
+	sender, _ := message.SenderDevice()
+	if err := a.store.set(ctx, "bot_device", sender.DeviceID.String()); err != nil {
+		return err
+	}
+	encoded, err := json.Marshal(sender)
+	if err != nil {
+		return fmt.Errorf("keeping the bot's device: %w", err)
+	}
+	if err := a.store.set(ctx, "bot_keys", string(encoded)); err != nil {
+		return err
+	}
+	var trigger protocol.Trigger
+	if json.Unmarshal(message.Content, &trigger) != nil || trigger.Validate() != nil {
+		return fmt.Errorf("%w: %s", todevice.ErrUnusable, protocol.RejectedMalformed)
+	}
+	markText, err := a.store.get(ctx, "sequence")
+	if err != nil {
+		return err
+	}
+	mark, _ := strconv.ParseInt(markText, 10, 64)
+	if code := a.judge(trigger, mark); code != "" {
+		return a.report(ctx, protocol.Progress{RotationID: trigger.RotationID, Attempt: trigger.Attempt, Stage: protocol.StageRejected,
+			SequenceMark: mark, Error: &protocol.ErrorReport{Code: code}})
+	}
+	if err := a.store.set(ctx, "sequence", strconv.FormatInt(trigger.Sequence, 10)); err != nil {
+		return err
+	}
+	j, err := a.job(ctx, trigger.RotationID)
+	if err != nil {
+		return err
+	}
+	if j == nil {
+		j = &job{Rotation: trigger.RotationID, Stage: protocol.StageTriggerAccepted}
+	}
+	// A new attempt at a known rotation goes on from where it is.
+	j.Trigger, j.Attempt, j.Ended, j.Tries, j.NextTry = trigger, trigger.Attempt, false, 0, a.now()
+	if err := a.supersede(ctx, trigger); err != nil {
+		return err
+	}
+	if err := a.store.putJob(ctx, j, a.now()); err != nil {
+		return err
+	}
+	a.wake()
+	return a.report(ctx, protocol.Progress{RotationID: j.Rotation, Attempt: j.Attempt, Stage: protocol.StageTriggerAccepted})
+}
+
+// judge is step 1 of the order of work; the empty code means obey.
+func (a *Account) judge(t protocol.Trigger, mark int64) protocol.ErrorCode {
+	now := a.now()
+	switch {
+	case t.UserID != a.config.UserID:
+		return protocol.RejectedOtherUser
+	case t.Secret != protocol.SecretMegolmBackup:
+		return protocol.RejectedSecret
+	case t.KMS.Name != a.config.KMS.Name || t.KMS.Path != a.config.KMS.Path:
+		return protocol.RejectedKMS
+	case t.Sequence <= mark:
+		return protocol.RejectedSequence
+	case now.After(t.ExpiresAt.Time().Add(protocol.Skew)):
+		return protocol.RejectedExpired
+	case now.Before(t.IssuedAt.Time().Add(-protocol.Skew)):
+		return protocol.RejectedNotYetIssued
+	case t.Action != protocol.ActionPush:
+		return protocol.RejectedAction
+	}
+	return ""
+}
+
+func (a *Account) job(ctx context.Context, rotation uuid.UUID) (*job, error) {
+	jobs, err := a.store.jobs(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(jobs, func(j *job) bool { return j.Rotation == rotation })
+	if i < 0 {
+		return nil, nil
+	}
+	return jobs[i], nil
+}
+
+// supersede ends the work on every other rotation: the trigger's sequence is the highest, so its key is the newest.
+func (a *Account) supersede(ctx context.Context, trigger protocol.Trigger) error {
+	jobs, err := a.store.jobs(ctx, true)
+	if err != nil {
+		return err
+	}
+	for _, other := range jobs {
+		if other.Rotation == trigger.RotationID {
+			continue
+		}
+		other.Ended, other.LastError = true, "superseded"
+		if err := a.store.putJob(ctx, other, a.now()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Account) cancel(ctx context.Context, message *todevice.Message) error {
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	var cancel protocol.Cancel
+	if !a.fromPinnedBot(message, p) || json.Unmarshal(message.Content, &cancel) != nil {
+		return fmt.Errorf("%w: a cancel that is not the pinned bot's", todevice.ErrUnusable)
+	}
+	j, err := a.job(ctx, cancel.RotationID)
+	if err != nil || j == nil {
+		return err
+	}
+	j.Ended, j.LastError = true, "cancelled"
+	return a.store.putJob(ctx, j, a.now())
+}
+
+func (a *Account) revoked(ctx context.Context, message *todevice.Message) error {
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	if !a.fromPinnedBot(message, p) {
+		return fmt.Errorf("%w: a revocation that is not the pinned bot's", todevice.ErrUnusable)
+	}
+	p.Accepted = false
+	return a.setPin(ctx, p)
+}
+
+// receive keeps a pushed secret sealed until it can be compared with the current version, which takes HTTP and so
+// happens outside of this transaction. A response to a request is none of ours: this device asks for nothing yet.
+func (a *Account) receive(ctx context.Context, message *todevice.Message) error {
+	push, err := msc4385.Parse(message.Type, message.Content)
+	if err != nil {
+		return fmt.Errorf("%w: %w", todevice.ErrUnusable, err)
+	}
+	if push.Kind == msc4385.Response {
+		return nil
+	}
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	sender, known := message.SenderDevice()
+	trusted := known && sender.CrossSigned && p.OwnMasterKey != "" && message.Identity.PinnedTo(p.OwnMasterKey)
+	verdict, reason := msc4385.Decide(a.config.UserID.String(), msc4385.Sender{
+		UserID: message.Sender.String(), CrossSigned: trusted, ThisDevice: sender.DeviceID == a.client.DeviceID,
+	}, push.Name, accepts)
+	if verdict != msc4385.Accept {
+		return fmt.Errorf("%w: %s", todevice.ErrUnusable, reason)
+	}
+	box := a.store.seal.Seal(nil, nil, []byte(push.Secret.Reveal()), []byte("received"))
+	_, err = a.store.db.Exec(ctx, `INSERT INTO received (name, sender, value) VALUES ($1, $2, $3)`, push.Name, sender.DeviceID, box)
+	if err != nil {
+		return fmt.Errorf("keeping a received secret: %w", err)
+	}
+	a.wake()
+	return nil
+}
+
+func (a *Account) wake() {
+	select {
+	case a.work <- struct{}{}:
+	default:
+	}
+}

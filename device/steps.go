@@ -1,0 +1,500 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto/ssss"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/backup"
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/secret"
+	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// stopped is an error with a word for the server: what needs somebody's attention.
+type stopped struct {
+	code protocol.ErrorCode
+	err  error
+}
+
+func (s *stopped) Error() string { return string(s.code) + ": " + s.err.Error() }
+func (s *stopped) Unwrap() error { return s.err }
+
+func stop(code protocol.ErrorCode, err error) error { return &stopped{code, err} }
+
+// advance does the order of work for one rotation, from the stage the journal has. Each step first makes sure of its
+// effect on the homeserver, which is safe to repeat, and then commits its stage together with its report.
+func (a *Account) advance(ctx context.Context, j *job) error {
+	p, err := a.pin(ctx)
+	if err != nil {
+		return err
+	}
+	own, err := a.endpoint.Identities(ctx, a.config.UserID)
+	if err != nil {
+		return err
+	}
+	identity := own[a.config.UserID]
+	if !identity.PinnedTo(p.OwnMasterKey) || !identity.Devices[a.client.DeviceID].CrossSigned {
+		return stop(protocol.AttentionNotCrossSigned, errors.New("the user's identity is not the pinned one, or this device is not cross-signed by it"))
+	}
+	oldKey, err := a.holdOldKey(ctx, j)
+	if err != nil {
+		return err
+	}
+	fourS, err := a.checkRecoveryCopy(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := a.fetch(ctx, j)
+	if err != nil {
+		return err
+	}
+	if err := a.createBackup(ctx, j, key, fourS, identity); err != nil {
+		return err
+	}
+	if err := a.writeRecoveryCopy(ctx, j, key, fourS); err != nil {
+		return err
+	}
+	// The push waits for the carry-over a while, never for its success.
+	carried := make(chan error, 1)
+	go func() { carried <- a.carryOver(ctx, j.clone(), oldKey, key) }()
+	var carryErr error
+	select {
+	case carryErr = <-carried:
+		carried = nil
+	case <-time.After(a.config.Push.WaitForCarry):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	pushErr := a.push(ctx, j, p)
+	if carried != nil {
+		carryErr = <-carried
+	}
+	if err := errors.Join(pushErr, carryErr); err != nil {
+		return err
+	}
+	j.Stage, j.Carried, j.Ended, j.LastError = protocol.StagePushed, true, true, ""
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.putJob(ctx, j, a.now()) })
+}
+
+func (j *job) clone() *job {
+	c := *j
+	return &c
+}
+
+// commit journals the job and queues the report in one transaction.
+func (a *Account) commit(ctx context.Context, j *job, report protocol.Progress) error {
+	report.RotationID, report.Attempt = j.Rotation, j.Attempt
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		if err := a.store.putJob(ctx, j, a.now()); err != nil {
+			return err
+		}
+		return a.report(ctx, report)
+	})
+}
+
+// report queues a progress report to the bot's device that sent the last trigger; there is an Olm session with it, so
+// no key is claimed. It must run inside InTxn. A stage of an attempt is reported once.
+func (a *Account) report(ctx context.Context, progress protocol.Progress) error {
+	text, err := a.store.get(ctx, "bot_keys")
+	if err != nil || text == "" {
+		return err
+	}
+	var bot crosssigning.Device
+	if err := json.Unmarshal([]byte(text), &bot); err != nil {
+		return fmt.Errorf("reading the bot's device: %w", err)
+	}
+	if progress.ReportID, err = uuid.NewV7(); err != nil {
+		return fmt.Errorf("making a report id: %w", err)
+	}
+	progress.At = protocol.At(a.now())
+	key := fmt.Sprintf("report/%s/%d/%s", progress.RotationID, progress.Attempt, progress.Stage)
+	if progress.Error != nil {
+		key += "/" + string(progress.Error.Code)
+	}
+	return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeProgress.Type, Content: progress}, nil)
+}
+
+// holdOldKey is step 2: the private key of the current version, proved by its public key. No version, nothing to hold.
+func (a *Account) holdOldKey(ctx context.Context, j *job) (backupkey.Key, error) {
+	if !j.OldSeen {
+		current, err := a.backup.Current(ctx)
+		if err != nil {
+			return backupkey.Key{}, err
+		}
+		j.OldSeen = true
+		if current != nil {
+			j.OldVersion, j.PublicKey = current.ID.String(), current.PublicKey
+		}
+		if err := a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.putJob(ctx, j, a.now()) }); err != nil {
+			return backupkey.Key{}, err
+		}
+	}
+	if j.OldVersion == "" {
+		return backupkey.Key{}, nil
+	}
+	oldPublic := j.PublicKey
+	key, ok, err := a.findKey(ctx, oldPublic)
+	if err != nil {
+		return key, err
+	}
+	if !ok {
+		return key, stop(protocol.AttentionOldKeyMissing, fmt.Errorf("the private key of key-backup version %s is not to be had", j.OldVersion))
+	}
+	return key, nil
+}
+
+// findKey looks for the private key of a public key: in the own store, the KMS's versions, the recovery copy.
+func (a *Account) findKey(ctx context.Context, publicKey string) (backupkey.Key, bool, error) {
+	if key, ok, err := a.store.key(ctx, publicKey); err != nil || ok {
+		return key, ok, err
+	}
+	versions, err := a.kms.Versions(ctx, a.config.KMS.Path)
+	if err != nil && !errors.Is(err, kms.ErrNotFound) {
+		return backupkey.Key{}, false, a.kmsError(err)
+	}
+	for _, version := range slices.Backward(versions) {
+		value, err := a.kms.Fetch(ctx, a.config.KMS.Path, version)
+		if err == nil && value.Key.Fits(publicKey) {
+			return value.Key, true, a.store.putKey(ctx, value.Key)
+		}
+	}
+	raw, err := a.store.sealedValue(ctx, "4s")
+	if err != nil || raw == nil {
+		return backupkey.Key{}, false, err
+	}
+	has, err := a.backup.HasStorage(ctx)
+	if err != nil || !has {
+		return backupkey.Key{}, false, err
+	}
+	fourS, err := a.backup.CheckWritable(ctx, raw)
+	if errors.Is(err, backup.ErrNotWritable) {
+		return backupkey.Key{}, false, nil
+	} else if err != nil {
+		return backupkey.Key{}, false, err
+	}
+	key, ok, err := a.backup.ReadRecoveryCopy(ctx, fourS)
+	if err != nil || !ok || !key.Fits(publicKey) {
+		return backupkey.Key{}, false, nil
+	}
+	return key, true, a.store.putKey(ctx, key)
+}
+
+// checkRecoveryCopy is step 3. The 4S key is nil where the user has no secret storage, or a stale copy is allowed.
+func (a *Account) checkRecoveryCopy(ctx context.Context) (*ssss.Key, error) {
+	has, err := a.backup.HasStorage(ctx)
+	if err != nil || !has {
+		return nil, err
+	}
+	raw, err := a.store.sealedValue(ctx, "4s")
+	if err != nil {
+		return nil, err
+	}
+	fourS, err := a.backup.CheckWritable(ctx, raw)
+	if errors.Is(err, backup.ErrNotWritable) {
+		if a.config.Recovery == "allow_stale" {
+			return nil, nil
+		}
+		return nil, stop(protocol.AttentionRecoveryCopyNotWritable, err)
+	}
+	return fourS, err
+}
+
+// fetch is step 4: the current version, which is meant even if it is newer than the trigger's.
+func (a *Account) fetch(ctx context.Context, j *job) (backupkey.Key, error) {
+	version := j.KMSVersion
+	if version == "" {
+		current, err := a.kms.Current(ctx, a.config.KMS.Path)
+		if err != nil {
+			return backupkey.Key{}, a.kmsError(err)
+		}
+		version = j.Trigger.KMS.Version
+		if newer, ordered := kms.NewerVersion(version, current); !ordered || !newer {
+			version = current
+		} else {
+			return backupkey.Key{}, fmt.Errorf("%s: the KMS has version %s, and the trigger names %s: %w", a.config.KMS.Path, current, version, kms.ErrUnavailable)
+		}
+	}
+	value, err := a.kms.Fetch(ctx, a.config.KMS.Path, version)
+	if err != nil {
+		return backupkey.Key{}, a.kmsError(err)
+	}
+	if err := value.Verify(); err != nil {
+		return backupkey.Key{}, stop(protocol.AttentionKeyMismatch, err)
+	}
+	if j.KMSVersion == version {
+		return value.Key, nil
+	}
+	j.KMSVersion, j.Stage = version, protocol.StageFetched
+	if err := a.store.putKey(ctx, value.Key); err != nil {
+		return backupkey.Key{}, err
+	}
+	return value.Key, a.commit(ctx, j, protocol.Progress{Stage: protocol.StageFetched, KMSVersion: version})
+}
+
+func (a *Account) kmsError(err error) error {
+	switch {
+	case errors.Is(err, backupkey.ErrNotAKey):
+		return stop(protocol.AttentionKeyNotUsable, err)
+	case errors.Is(err, kms.ErrForbidden), errors.Is(err, kms.ErrNotFound):
+		return stop(protocol.AttentionKMSForbidden, err)
+	case errors.Is(err, secret.ErrMismatch):
+		return stop(protocol.AttentionKeyMismatch, err)
+	}
+	return err
+}
+
+// createBackup is step 5. The master key is read from secret storage for the moment and dropped.
+func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, fourS *ssss.Key, identity crosssigning.Identity) error {
+	if j.NewVersion != "" {
+		current, err := a.backup.Current(ctx)
+		if err != nil {
+			return err
+		}
+		if current == nil || current.ID.String() != j.NewVersion || !current.HeldBy(key) {
+			return stop(protocol.AttentionBackupChanged, backup.ErrChanged)
+		}
+		return nil
+	}
+	signers := []backup.Signer{a.endpoint.SignJSON}
+	if fourS != nil {
+		master, err := a.crossSigningKey(ctx, event.AccountDataCrossSigningMaster, fourS)
+		if err == nil && master.PublicKey() == identity.MasterKey {
+			signers = append(signers, func(_ context.Context, obj any) (id.KeyID, string, error) {
+				signature, err := master.SignJSON(obj)
+				return id.NewKeyID(id.KeyAlgorithmEd25519, master.PublicKey().String()), signature, err
+			})
+		} else if err != nil && !errors.Is(err, mautrix.MNotFound) {
+			return err
+		}
+	}
+	version, created, err := a.backup.Ensure(ctx, key, id.KeyBackupVersion(j.OldVersion), signers...)
+	if errors.Is(err, backup.ErrChanged) {
+		return stop(protocol.AttentionBackupChanged, err)
+	} else if err != nil {
+		return err
+	}
+	j.NewVersion, j.Stage = version.ID.String(), protocol.StageBackupCreated
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		if j.OldVersion != "" && j.OldVersion != j.NewVersion {
+			if _, err := a.store.db.Exec(ctx, `INSERT INTO carry (version) VALUES ($1) ON CONFLICT DO NOTHING`, j.OldVersion); err != nil {
+				return fmt.Errorf("journaling the version to carry over: %w", err)
+			}
+		}
+		for name, value := range map[string]string{"our_version": j.NewVersion, "our_public_key": version.PublicKey, "our_kms_version": j.KMSVersion} {
+			if err := a.store.set(ctx, name, value); err != nil {
+				return err
+			}
+		}
+		return a.commit(ctx, j, protocol.Progress{Stage: protocol.StageBackupCreated, KMSVersion: j.KMSVersion, Backup: &protocol.BackupReport{
+			Version: j.NewVersion, OldVersion: j.OldVersion, PublicKey: version.PublicKey, Created: created}})
+	})
+}
+
+// writeRecoveryCopy is step 6; it is done again after a restart, which is harmless.
+func (a *Account) writeRecoveryCopy(ctx context.Context, j *job, key backupkey.Key, fourS *ssss.Key) error {
+	state := protocol.RecoveryCopyNone
+	if fourS != nil {
+		if err := a.backup.WriteRecoveryCopy(ctx, key, fourS); err != nil {
+			return err
+		}
+		state = protocol.RecoveryCopyWritten
+	} else if has, err := a.backup.HasStorage(ctx); err != nil {
+		return err
+	} else if has {
+		state = protocol.RecoveryCopyStale
+	}
+	j.Stage = protocol.StageRecoveryCopyWritten
+	return a.commit(ctx, j, protocol.Progress{Stage: protocol.StageRecoveryCopyWritten, RecoveryCopy: state})
+}
+
+// carryOver is step 7, for every older version that is not finished.
+func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.Key) error {
+	rows, err := a.store.db.Query(ctx, `SELECT version FROM carry WHERE NOT finished ORDER BY version`)
+	if err != nil {
+		return fmt.Errorf("reading what to carry over: %w", err)
+	}
+	var versions []string
+	for rows.Next() {
+		var version string
+		if err := rows.Scan(&version); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		versions = append(versions, version)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return fmt.Errorf("reading what to carry over: %w", err)
+	}
+	report := protocol.CarriedReport{Complete: true}
+	for _, version := range versions {
+		from := oldKey
+		if version != j.OldVersion {
+			old, ok, err := a.keyOfVersion(ctx, version)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				report.Complete = false
+				continue
+			}
+			from = old
+		}
+		carried, err := a.backup.CarryOver(ctx, backup.CarryOver{From: id.KeyBackupVersion(version), To: id.KeyBackupVersion(j.NewVersion), FromKey: from, ToKey: key.PublicKey()})
+		if errors.Is(err, backup.ErrChanged) {
+			return stop(protocol.AttentionBackupChanged, err)
+		} else if err != nil {
+			return err
+		}
+		report.Total += carried.Total
+		report.Carried += carried.Carried
+		report.Undecrypted += len(carried.Undecrypted)
+		for _, sessionID := range carried.Undecrypted[:min(len(carried.Undecrypted), 100)] {
+			report.Sessions = append(report.Sessions, sessionID.String())
+		}
+		if !carried.Complete {
+			report.Complete = false
+		} else if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
+			return fmt.Errorf("journaling a finished carry-over: %w", err)
+		}
+	}
+	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		return a.report(ctx, protocol.Progress{RotationID: j.Rotation, Attempt: j.Attempt, Stage: protocol.StageCarriedOver, Carried: &report})
+	})
+	if err == nil && !report.Complete {
+		return stop(protocol.AttentionCarryOverIncomplete, fmt.Errorf("%d of %d room keys could not be carried over", report.Total-report.Carried, report.Total))
+	}
+	return err
+}
+
+func (a *Account) keyOfVersion(ctx context.Context, version string) (backupkey.Key, bool, error) {
+	old, err := a.backup.Get(ctx, id.KeyBackupVersion(version))
+	if err != nil || old == nil {
+		return backupkey.Key{}, false, err
+	}
+	return a.findKey(ctx, old.PublicKey)
+}
+
+// push is step 8: who is to have the key is decided once and journaled; each (target, form) is encrypted once.
+func (a *Account) push(ctx context.Context, j *job, p pin) error {
+	const round = 1
+	if j.Plan == nil {
+		if err := a.plan(ctx, j, p, round); err != nil {
+			return err
+		}
+	}
+	if _, err := a.endpoint.Flush(ctx, nil); err != nil {
+		return err
+	}
+	for i, delivery := range j.Plan {
+		if delivery.Outcome != "" {
+			continue
+		}
+		outcome := protocol.OutcomeSent
+		for _, form := range delivery.Forms {
+			switch state, err := a.endpoint.State(ctx, pushKey(j, round, delivery.DeviceID, form)); {
+			case err != nil:
+				return err
+			case state == "pending":
+				return errors.New("the homeserver has not taken every push yet")
+			case state != "sent":
+				outcome = protocol.OutcomeFailed
+			}
+		}
+		j.Plan[i].Outcome = outcome
+	}
+	j.Stage = protocol.StagePushed
+	return a.commit(ctx, j, protocol.Progress{Stage: protocol.StagePushed, Deliveries: j.Plan})
+}
+
+func pushKey(j *job, round int, device id.DeviceID, form string) string {
+	return fmt.Sprintf("push/%s/%d/%s/%s", j.Rotation, round, device, form)
+}
+
+// plan queries the devices afresh, drops those that must not or cannot have the key, reads the current version once
+// more, and commits ciphertexts and plan together.
+func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
+	identities, err := a.endpoint.Identities(ctx, a.config.UserID)
+	if err != nil {
+		return err
+	}
+	identity := identities[a.config.UserID]
+	if !identity.PinnedTo(p.OwnMasterKey) {
+		return stop(protocol.AttentionNotCrossSigned, errors.New("the user's master key is not the pinned one"))
+	}
+	plan := []protocol.Delivery{}
+	var targets []crosssigning.Device
+	for _, device := range identity.Devices {
+		delivery := protocol.Delivery{DeviceID: device.DeviceID, Round: round}
+		switch {
+		case device.DeviceID == a.client.DeviceID:
+			continue
+		case slices.Contains(j.Trigger.Exclude, device.DeviceID):
+			delivery.Outcome = protocol.OutcomeSkippedExcluded
+		case device.Dehydrated:
+			delivery.Outcome = protocol.OutcomeSkippedDehydrated
+		case !device.CrossSigned:
+			delivery.Outcome = protocol.OutcomeSkippedUnverified
+		default:
+			targets = append(targets, device)
+		}
+		if delivery.Outcome != "" {
+			plan = append(plan, delivery)
+		}
+	}
+	claims, err := a.endpoint.Claim(ctx, false, targets...)
+	if err != nil {
+		return err
+	}
+	current, err := a.backup.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if current == nil || current.ID.String() != j.NewVersion {
+		return stop(protocol.AttentionBackupChanged, backup.ErrChanged)
+	}
+	key, ok, err := a.store.key(ctx, current.PublicKey)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return stop(protocol.AttentionBackupChanged, errors.New("the current version is not the rotation's"))
+	}
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		queued := slices.Clone(plan)
+		for _, target := range targets {
+			delivery := protocol.Delivery{DeviceID: target.DeviceID, Round: round}
+			for _, form := range a.config.Push.Forms {
+				content, err := msc4385.Build(form, protocol.SecretMegolmBackup, msc4385.NewSecret(key.RevealBase64()))
+				if err != nil {
+					return err
+				}
+				err = a.endpoint.Queue(ctx, todevice.Outgoing{Key: pushKey(j, round, target.DeviceID, string(form)), To: target, Type: string(form), Content: content}, claims)
+				if errors.Is(err, todevice.ErrNoOneTimeKey) {
+					delivery.Outcome = protocol.OutcomeNoOneTimeKey
+					break
+				} else if err != nil {
+					return err
+				}
+				delivery.Forms = append(delivery.Forms, string(form))
+			}
+			queued = append(queued, delivery)
+		}
+		slices.SortFunc(queued, func(x, y protocol.Delivery) int { return strings.Compare(x.DeviceID.String(), y.DeviceID.String()) })
+		j.Plan = queued
+		return a.store.putJob(ctx, j, a.now())
+	})
+}
