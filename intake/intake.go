@@ -1,0 +1,321 @@
+// Package intake is what a key-management system calls: POST /notify/{source}. It authenticates a notification,
+// normalises it, and answers only after the Recorder made it durable. A notification is a hint: nothing in it is
+// fetched, and the key itself never comes this way.
+package intake
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
+
+// MaxBody is the limit of a notification's body, in bytes.
+const MaxBody = 64 << 10
+
+// Notification is an authentic, normalised notification. (Source, ID) names it for good: ID is the CloudEvent's id.
+type Notification struct {
+	Source, ID, KeyID                string
+	BodySHA256                       [32]byte
+	User, Secret, KMS, Path, Version string
+}
+
+// Answer is what the Recorder knew of a notification.
+type Answer int
+
+// Fresh was kept now, Duplicate before with the same body, Conflict before with another.
+const (
+	Fresh Answer = iota + 1
+	Duplicate
+	Conflict
+)
+
+// Receipt is what a sender gets back.
+type Receipt struct {
+	Answer     Answer
+	RotationID string
+}
+
+// Recorder makes things durable before it returns; an error means nothing was kept, and the sender is asked to come
+// again. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
+// the rest of them when the minute is over.
+type Recorder interface {
+	Accept(ctx context.Context, n Notification) (Receipt, error)
+	Unusable(ctx context.Context, n Notification, problem string) (Receipt, error)
+	Refused(ctx context.Context, source, reason string, minute time.Time, count int) error
+}
+
+// Deps are what a Handler stands on.
+type Deps struct {
+	Recorder Recorder
+	Now      func() time.Time
+	Log      zerolog.Logger
+	Metrics  prometheus.Registerer
+}
+
+// Handler answers POST /notify/:source.
+type Handler struct {
+	sources  map[string]*source
+	deps     Deps
+	answers  *prometheus.CounterVec
+	inFlight chan struct{}
+
+	mu       sync.Mutex // guards refusals
+	refusals map[refusal]int
+}
+
+type refusal struct {
+	source, reason string
+	minute         time.Time
+}
+
+// maxInFlight bounds what waits for the database; beyond it the answer is 503.
+const maxInFlight = 256
+
+// New checks the configuration.
+func New(config Config, deps Deps) (*Handler, error) {
+	if deps.Recorder == nil {
+		return nil, errors.New("intake: a recorder is needed")
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	h := &Handler{sources: map[string]*source{}, deps: deps, inFlight: make(chan struct{}, maxInFlight), refusals: map[refusal]int{},
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer."}, []string{"source", "answer"})}
+	if deps.Metrics != nil {
+		if err := deps.Metrics.Register(h.answers); err != nil {
+			return nil, fmt.Errorf("intake: %w", err)
+		}
+	}
+	for name, sourceConfig := range config.Sources {
+		s, err := sourceConfig.compile(name)
+		if err != nil {
+			return nil, err
+		}
+		h.sources[name] = s
+	}
+	return h, nil
+}
+
+// Register adds the route.
+func (h *Handler) Register(e *echo.Echo) { e.POST("/notify/:source", h.notify) }
+
+// Run writes the counts of refusals whose minute is over, until ctx ends, and then the rest.
+func (h *Handler) Run(ctx context.Context) {
+	ticker := time.NewTicker(15 * time.Second)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			h.flushRefusals(ctx, h.deps.Now().Truncate(time.Minute))
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	h.flushRefusals(last, h.deps.Now().Add(time.Hour))
+}
+
+func (h *Handler) flushRefusals(ctx context.Context, before time.Time) {
+	h.mu.Lock()
+	over := map[refusal]int{}
+	for key, count := range h.refusals {
+		if key.minute.Before(before) {
+			over[key] = count
+			delete(h.refusals, key)
+		}
+	}
+	h.mu.Unlock()
+	for key, count := range over {
+		if count > 1 {
+			if err := h.deps.Recorder.Refused(ctx, key.source, key.reason, key.minute, count-1); err != nil {
+				h.deps.Log.Error().Err(err).Msg("A count of refused notifications was lost")
+			}
+		}
+	}
+}
+
+// notify answers as the design says: 202 only after the commit, and never a 4xx for a fault of ours.
+func (h *Handler) notify(c echo.Context) error {
+	name := c.Param("source")
+	s, ok := h.sources[name]
+	if !ok {
+		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
+	}
+	select {
+	case h.inFlight <- struct{}{}:
+		defer func() { <-h.inFlight }()
+	default:
+		return h.busy(c, name, "too many notifications at once")
+	}
+	body, err := io.ReadAll(io.LimitReader(c.Request().Body, MaxBody+1))
+	if err != nil {
+		return h.answer(c, name, http.StatusBadRequest, "body_unreadable", nil)
+	}
+	if len(body) > MaxBody {
+		return h.refuse(c, name, http.StatusRequestEntityTooLarge, "too_large")
+	}
+	keyID, reason := s.verify(c.Request().Header, body, h.deps.Now())
+	if reason != "" {
+		return h.refuse(c, name, http.StatusUnauthorized, reason)
+	}
+	event, status, problem := parse(c.Request(), body)
+	if problem != "" {
+		return h.answer(c, name, status, problem, nil)
+	}
+	notification := Notification{Source: name, ID: event.ID(), KeyID: keyID, BodySHA256: bodyHash(c.Request(), body)}
+	mapped, err := s.apply(event, &notification)
+	ctx := c.Request().Context()
+	switch {
+	case !mapped:
+		return h.answer(c, name, http.StatusAccepted, "unmapped", nil)
+	case err != nil:
+		receipt, recordErr := h.deps.Recorder.Unusable(ctx, notification, err.Error())
+		if recordErr != nil {
+			return h.unavailable(c, name, recordErr)
+		}
+		if receipt.Answer == Conflict {
+			return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
+		}
+		return h.answer(c, name, http.StatusUnprocessableEntity, err.Error(), nil)
+	}
+	receipt, err := h.deps.Recorder.Accept(ctx, notification)
+	switch {
+	case err != nil:
+		return h.unavailable(c, name, err)
+	case receipt.Answer == Conflict:
+		return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
+	case receipt.Answer == Duplicate:
+		return h.answer(c, name, http.StatusAccepted, "duplicate", &receipt)
+	}
+	return h.answer(c, name, http.StatusAccepted, "accepted", &receipt)
+}
+
+// bodyHash covers the attributes as well where they travel in headers, since they are part of what was said.
+func bodyHash(req *http.Request, body []byte) [32]byte {
+	hash := sha256.New()
+	for _, name := range []string{"Ce-Type", "Ce-Source", "Ce-Subject"} {
+		if value := req.Header.Get(name); value != "" {
+			_, _ = fmt.Fprintf(hash, "%s:%q\n", name, value)
+		}
+	}
+	hash.Write(body)
+	return [32]byte(hash.Sum(nil))
+}
+
+// parse reads one CloudEvent, structured or binary. The SDK takes duplicate JSON keys (the last wins) and does not
+// validate by itself, so both are done here.
+func parse(req *http.Request, body []byte) (event *cloudevents.Event, status int, problem string) {
+	mediaType, _, err := mime.ParseMediaType(req.Header.Get("Content-Type"))
+	structured := mediaType == cloudevents.ApplicationCloudEventsJSON
+	if err != nil || (!structured && (mediaType != "application/json" || req.Header.Get("Ce-Specversion") == "")) {
+		return nil, http.StatusUnsupportedMediaType, "send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json"
+	}
+	if err := strictJSON(body); err != nil {
+		return nil, http.StatusBadRequest, err.Error()
+	}
+	clone := req.Clone(req.Context())
+	clone.Body = io.NopCloser(bytes.NewReader(body))
+	event, err = binding.ToEvent(req.Context(), cehttp.NewMessageFromHttpRequest(clone))
+	if err != nil || event.Validate() != nil || event.SpecVersion() != "1.0" {
+		return nil, http.StatusBadRequest, "not a valid CloudEvent 1.0"
+	}
+	return event, 0, ""
+}
+
+// strictJSON refuses duplicate keys, nesting over 32 levels and trailing data.
+func strictJSON(body []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if err := walk(decoder, 0); err != nil {
+		return err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is data after the JSON value")
+	}
+	return nil
+}
+
+func walk(decoder *json.Decoder, depth int) error {
+	if depth > 32 {
+		return errors.New("the JSON is nested too deep")
+	}
+	token, err := decoder.Token()
+	if err != nil {
+		return errors.New("the body is not JSON")
+	}
+	delim, ok := token.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for decoder.More() {
+		if delim == '{' {
+			key, err := decoder.Token()
+			name, ok := key.(string)
+			if err != nil || !ok {
+				return errors.New("the body is not JSON")
+			}
+			if seen[name] {
+				return errors.New("a JSON key is there twice")
+			}
+			seen[name] = true
+		}
+		if err := walk(decoder, depth+1); err != nil {
+			return err
+		}
+	}
+	if _, err := decoder.Token(); err != nil {
+		return errors.New("the body is not JSON")
+	}
+	return nil
+}
+
+func (h *Handler) refuse(c echo.Context, source string, status int, reason string) error {
+	key := refusal{source, reason, h.deps.Now().Truncate(time.Minute)}
+	h.mu.Lock()
+	h.refusals[key]++
+	first := h.refusals[key] == 1
+	h.mu.Unlock()
+	if first {
+		if err := h.deps.Recorder.Refused(c.Request().Context(), source, reason, key.minute, 1); err != nil {
+			return h.unavailable(c, source, err)
+		}
+	}
+	return h.answer(c, source, status, reason, nil)
+}
+
+func (h *Handler) unavailable(c echo.Context, source string, err error) error {
+	h.deps.Log.Error().Err(err).Str("source", source).Msg("A notification could not be kept; its sender was asked to come again")
+	return h.busy(c, source, "the notification could not be kept")
+}
+
+func (h *Handler) busy(c echo.Context, source, message string) error {
+	c.Response().Header().Set("Retry-After", "5")
+	return h.answer(c, source, http.StatusServiceUnavailable, message, nil)
+}
+
+func (h *Handler) answer(c echo.Context, source string, status int, word string, receipt *Receipt) error {
+	if source != "" {
+		h.answers.WithLabelValues(source, fmt.Sprint(status)).Inc()
+	}
+	body := map[string]string{"result": strings.TrimSpace(word)}
+	if receipt != nil && receipt.RotationID != "" {
+		body["rotation_id"] = receipt.RotationID
+	}
+	return c.JSON(status, body)
+}

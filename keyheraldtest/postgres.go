@@ -1,0 +1,180 @@
+// Package keyheraldtest is the real parts that tests, the demo and the benchmarks stand on: a private PostgreSQL
+// cluster, a Dendrite homeserver, and users with stock clients on it. Nothing here is part of the product.
+package keyheraldtest
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	_ "github.com/lib/pq" // the driver "postgres"
+)
+
+// Postgres is a private cluster in a temporary directory. As root it runs as the user postgres or nobody.
+type Postgres struct {
+	dir  string
+	port int
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Database is a fresh database with roles of its own.
+type Database struct {
+	Name                                      string
+	Owner, Writer, Auditor                    string
+	SuperURL, OwnerURL, WriterURL, AuditorURL string
+}
+
+// StartPostgres starts a cluster; Close ends it and removes everything.
+func StartPostgres(ctx context.Context) (*Postgres, error) {
+	bin, err := postgresBinaries()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "keyherald-postgres-")
+	if err != nil {
+		return nil, fmt.Errorf("making PostgreSQL's directory: %w", err)
+	}
+	credential, err := unprivileged(dir)
+	if err != nil {
+		return nil, err
+	}
+	p := &Postgres{dir: dir, done: make(chan struct{})}
+	data := filepath.Join(dir, "data")
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
+	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("running initdb: %w: %s", err, out)
+	}
+	if p.port, err = FreePort(); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(dir, "postgres.log"))
+	if err != nil {
+		return nil, fmt.Errorf("making PostgreSQL's log: %w", err)
+	}
+	p.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting PostgreSQL: %w", err)
+	}
+	go func() { defer close(p.done); _ = p.cmd.Wait() }()
+	db, err := sql.Open("postgres", p.url("postgres", "postgres"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = db.Close() }()
+	if err := until(ctx, 30*time.Second, func() error { return db.PingContext(ctx) }); err != nil {
+		return nil, errors.Join(fmt.Errorf("waiting for PostgreSQL: %w", err), p.Close())
+	}
+	return p, nil
+}
+
+// Close stops the cluster and removes it.
+func (p *Postgres) Close() error {
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	<-p.done
+	return os.RemoveAll(p.dir)
+}
+
+func (p *Postgres) url(role, database string) string {
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", role, p.port, database)
+}
+
+// NewDatabase makes a database with an owner, a writer and an auditor role of its own.
+func (p *Postgres) NewDatabase(ctx context.Context) (*Database, error) {
+	raw := make([]byte, 6)
+	if _, err := rand.Read(raw); err != nil {
+		return nil, err
+	}
+	name := "k" + hex.EncodeToString(raw)
+	d := &Database{Name: name, Owner: name + "_owner", Writer: name + "_writer", Auditor: name + "_auditor"}
+	d.SuperURL, d.OwnerURL = p.url("postgres", name), p.url(d.Owner, name)
+	d.WriterURL, d.AuditorURL = p.url(d.Writer, name), p.url(d.Auditor, name)
+	if err := execAll(ctx, p.url("postgres", "postgres"), "CREATE ROLE "+d.Owner+" LOGIN", "CREATE ROLE "+d.Writer+" LOGIN",
+		"CREATE ROLE "+d.Auditor+" LOGIN", "CREATE DATABASE "+name+" OWNER "+d.Owner); err != nil {
+		return nil, err
+	}
+	return d, execAll(ctx, d.SuperURL, "ALTER SCHEMA public OWNER TO "+d.Owner)
+}
+
+func execAll(ctx context.Context, url string, statements ...string) error {
+	db, err := sql.Open("postgres", url)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	for _, statement := range statements {
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
+}
+
+func postgresBinaries() (string, error) {
+	if path, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(path), nil
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if len(found) == 0 {
+		return "", errors.New("PostgreSQL's server is missing: apt-get install postgresql")
+	}
+	return filepath.Dir(found[len(found)-1]), nil
+}
+
+// unprivileged gives dir away and returns the user PostgreSQL runs as, since it refuses to run as root.
+func unprivileged(dir string) (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		account, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, _ := strconv.Atoi(account.Uid)
+		gid, _ := strconv.Atoi(account.Gid)
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: true}, os.Chown(dir, uid, gid)
+	}
+	return nil, errors.New("neither a user postgres nor nobody exists to run PostgreSQL as")
+}
+
+// FreePort finds a port of the loopback address that is free now.
+func FreePort() (int, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("finding a free port: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().(*net.TCPAddr).Port, nil
+}
+
+// until repeats check until it succeeds, and returns its last error when time is up.
+func until(ctx context.Context, limit time.Duration, check func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
