@@ -158,10 +158,11 @@ logging:
 - type: std
   level: warn
 `, ServerName, key, dir, files, registrationSecret)
-	for _, name := range []string{"federation_api", "key_server", "media_api", "relay_api", "room_server", "sync_api"} {
+	for _, name := range []string{"federation_api", "key_server", "relay_api", "room_server", "sync_api"} {
 		config += database(name)
 	}
 	config += fmt.Sprintf("user_api:\n  account_database:\n    connection_string: file:%s/accounts.db\n  device_database:\n    connection_string: file:%s/devices.db\n", dir, dir)
+	config += database("media_api") + "  base_path: " + filepath.Join(dir, "media") + "\n"
 	return config + fmt.Sprintf("mscs:\n  database:\n    connection_string: file:%s/mscs.db\n", dir)
 }
 

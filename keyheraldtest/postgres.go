@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -178,3 +179,5 @@ func until(ctx context.Context, limit time.Duration, check func() error) error {
 		}
 	}
 }
+
+func unpadded(raw []byte) string { return base64.RawStdEncoding.EncodeToString(raw) }

@@ -23,8 +23,8 @@ var ErrLeaseLost = errors.New("another replica holds the bot's lease")
 // grows with every change of holder, and 0 where another replica holds it. The database's clock decides.
 func (db *DB) TakeLease(ctx context.Context, holder string, life time.Duration) (epoch int64, err error) {
 	err = db.QueryRow(ctx, `
-		INSERT INTO bot_lease (only, epoch, holder, expires_at) VALUES (1, 1, $1, now() + $2 * interval '1 millisecond')
-		ON CONFLICT (only) DO UPDATE SET
+		INSERT INTO bot_lease (singleton, epoch, holder, expires_at) VALUES (1, 1, $1, now() + $2 * interval '1 millisecond')
+		ON CONFLICT (singleton) DO UPDATE SET
 			epoch = CASE WHEN bot_lease.holder = $1 THEN bot_lease.epoch ELSE bot_lease.epoch + 1 END,
 			holder = $1, expires_at = now() + $2 * interval '1 millisecond'
 		WHERE bot_lease.holder = $1 OR bot_lease.expires_at < now()
@@ -50,7 +50,7 @@ func (db *DB) ReleaseLease(ctx context.Context, holder string) error {
 // transaction has ended, so that two replicas never move the same ratchet.
 func (db *DB) HoldLease(ctx context.Context, epoch int64) error {
 	var current int64
-	if err := db.QueryRow(ctx, `SELECT epoch FROM bot_lease WHERE only = 1 FOR SHARE`).Scan(&current); err != nil {
+	if err := db.QueryRow(ctx, `SELECT epoch FROM bot_lease WHERE singleton = 1 FOR SHARE`).Scan(&current); err != nil {
 		return fmt.Errorf("checking the bot's lease: %w", err)
 	}
 	if current != epoch {
@@ -61,13 +61,13 @@ func (db *DB) HoldLease(ctx context.Context, epoch int64) error {
 
 // BotDevice returns the bot's device id, and keeps fresh where there is none yet.
 func (db *DB) BotDevice(ctx context.Context, user id.UserID, fresh id.DeviceID) (id.DeviceID, error) {
-	_, err := db.Exec(ctx, `INSERT INTO bot_device (only, user_id, device_id, created_at) VALUES (1, $1, $2, now()) ON CONFLICT DO NOTHING`, user, fresh)
+	_, err := db.Exec(ctx, `INSERT INTO bot_device (singleton, user_id, device_id, created_at) VALUES (1, $1, $2, now()) ON CONFLICT DO NOTHING`, user, fresh)
 	if err != nil {
 		return "", fmt.Errorf("keeping the bot's device: %w", err)
 	}
 	var haveUser id.UserID
 	var device id.DeviceID
-	if err := db.QueryRow(ctx, `SELECT user_id, device_id FROM bot_device WHERE only = 1`).Scan(&haveUser, &device); err != nil {
+	if err := db.QueryRow(ctx, `SELECT user_id, device_id FROM bot_device WHERE singleton = 1`).Scan(&haveUser, &device); err != nil {
 		return "", fmt.Errorf("reading the bot's device: %w", err)
 	}
 	if haveUser != user {

@@ -1,13 +1,13 @@
 -- v0 -> v1 (compatible with v1+): Notifications, rotations, devices, codes, the bot and the audit log
 CREATE TABLE bot_lease (
-	only       INTEGER PRIMARY KEY CHECK (only = 1),
+	singleton  INTEGER PRIMARY KEY CHECK (singleton = 1),
 	epoch      BIGINT NOT NULL,
 	holder     TEXT NOT NULL,
 	expires_at TIMESTAMPTZ NOT NULL
 );
 
 CREATE TABLE bot_device (
-	only       INTEGER PRIMARY KEY CHECK (only = 1),
+	singleton  INTEGER PRIMARY KEY CHECK (singleton = 1),
 	user_id    TEXT NOT NULL,
 	device_id  TEXT NOT NULL,
 	created_at TIMESTAMPTZ NOT NULL

@@ -1,0 +1,208 @@
+package keyheraldtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/backup"
+	"maunium.net/go/mautrix/crypto/signatures"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+// Client is a stock mautrix client: its OlmMachine and its sync, with nothing of Keyherald in it.
+type Client struct {
+	*mautrix.Client
+	Machine *crypto.OlmMachine
+	cancel  context.CancelFunc
+	done    chan struct{}
+
+	mu      sync.Mutex
+	pushes  []Push
+	arrived chan struct{}
+}
+
+// Push is a secret push as the stock client received it.
+type Push struct {
+	Name, Secret string
+	Raw          json.RawMessage
+}
+
+// Login logs a new device of the user in and starts its sync.
+func Login(ctx context.Context, url string, user id.UserID, password string, device id.DeviceID) (*Client, error) {
+	client, err := mautrix.NewClient(url, "", "")
+	if err != nil {
+		return nil, err
+	}
+	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: device, StoreCredentials: true,
+		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}, InitialDeviceDisplayName: string(device)})
+	if err != nil {
+		return nil, fmt.Errorf("logging %s in as %s: %w", user, device, err)
+	}
+	state := mautrix.NewMemoryStateStore()
+	client.StateStore = state
+	log := zerolog.Nop()
+	machine := crypto.NewOlmMachine(client, &log, crypto.NewMemoryStore(nil), state.(crypto.StateStore))
+	if err := machine.Load(ctx); err != nil {
+		return nil, err
+	}
+	if err := machine.ShareKeys(ctx, 0); err != nil {
+		return nil, fmt.Errorf("sharing the keys of %s: %w", device, err)
+	}
+	c := &Client{Client: client, Machine: machine, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
+	machine.SecretPushReceiver = func(_ context.Context, evt *crypto.DecryptedOlmEvent, content *event.SecretPushEventContent) {
+		c.mu.Lock()
+		c.pushes = append(c.pushes, Push{Name: string(content.Name), Secret: content.Secret, Raw: evt.Content.VeryRaw})
+		c.mu.Unlock()
+		select {
+		case c.arrived <- struct{}{}:
+		default:
+		}
+	}
+	syncer := client.Syncer.(*mautrix.DefaultSyncer)
+	syncer.OnEvent(client.StateStoreSyncHandler)
+	syncer.OnSync(machine.ProcessSyncResponse)
+	syncCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.cancel = cancel
+	go func() { defer close(c.done); _ = client.SyncWithContext(syncCtx) }()
+	return c, nil
+}
+
+// Close stops the sync; the device stays logged in.
+func (c *Client) Close() {
+	c.cancel()
+	<-c.done
+}
+
+// Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key.
+func (c *Client) Bootstrap(ctx context.Context, password string) (string, error) {
+	recoveryKey, _, err := c.Machine.GenerateAndUploadCrossSigningKeysWithPassword(ctx, password, "")
+	if err != nil {
+		return "", fmt.Errorf("bootstrapping cross-signing: %w", err)
+	}
+	if err := c.Machine.SignOwnDevice(ctx, c.Machine.OwnIdentity()); err != nil {
+		return "", err
+	}
+	return recoveryKey, c.Machine.SignOwnMasterKey(ctx)
+}
+
+// CreateBackup makes a key-backup version signed by the device and writes the recovery copy.
+func (c *Client) CreateBackup(ctx context.Context, key *backup.MegolmBackupKey, recoveryKey string) (id.KeyBackupVersion, error) {
+	auth := backup.MegolmAuthData{PublicKey: id.Ed25519(unpadded(key.PublicKey().Bytes()))}
+	signature, err := c.Machine.GetAccount().SignJSON(auth)
+	if err != nil {
+		return "", err
+	}
+	auth.Signatures = signatures.NewSingleSignature(c.UserID, id.KeyAlgorithmEd25519, c.DeviceID.String(), signature)
+	created, err := c.CreateKeyBackupVersion(ctx, &mautrix.ReqRoomKeysVersionCreate[backup.MegolmAuthData]{Algorithm: id.KeyBackupAlgorithmMegolmBackupV1, AuthData: auth})
+	if err != nil {
+		return "", fmt.Errorf("creating a key backup: %w", err)
+	}
+	keyID, metadata, err := c.Machine.SSSS.GetDefaultKeyData(ctx)
+	if err != nil {
+		return "", err
+	}
+	fourS, err := metadata.VerifyRecoveryKey(keyID, recoveryKey)
+	if err != nil {
+		return "", err
+	}
+	return created.Version, c.Machine.SSSS.SetEncryptedAccountData(ctx, event.AccountDataMegolmBackupKey, key.Bytes(), fourS)
+}
+
+// WriteHistory makes an encrypted room, sends a message, and puts its room key into the key backup alone.
+func (c *Client) WriteHistory(ctx context.Context, version id.KeyBackupVersion, key *backup.MegolmBackupKey, text string) (id.RoomID, id.EventID, error) {
+	room, err := c.CreateRoom(ctx, &mautrix.ReqCreateRoom{InitialState: []*event.Event{{Type: event.StateEncryption,
+		Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}}}}})
+	if err != nil {
+		return "", "", fmt.Errorf("creating a room: %w", err)
+	}
+	err = until(ctx, 10*time.Second, func() error {
+		encrypted, err := c.StateStore.IsEncrypted(ctx, room.RoomID)
+		if err == nil && !encrypted {
+			err = errors.New("the room is not encrypted yet")
+		}
+		return err
+	})
+	if err != nil {
+		return "", "", err
+	}
+	// Nobody gets the room key: the backup is the only other place that has it.
+	if err := c.Machine.ShareGroupSession(ctx, room.RoomID, nil); err != nil {
+		return "", "", fmt.Errorf("making a room key: %w", err)
+	}
+	encrypted, err := c.Machine.EncryptMegolmEvent(ctx, room.RoomID, event.EventMessage, &event.MessageEventContent{MsgType: event.MsgText, Body: text})
+	if err != nil {
+		return "", "", fmt.Errorf("encrypting a message: %w", err)
+	}
+	sent, err := c.SendMessageEvent(ctx, room.RoomID, event.EventEncrypted, encrypted)
+	if err != nil {
+		return "", "", fmt.Errorf("sending a message: %w", err)
+	}
+	session, err := c.Machine.CryptoStore.GetGroupSession(ctx, room.RoomID, encrypted.SessionID)
+	if err != nil || session == nil {
+		return "", "", fmt.Errorf("reading the room key back: %w", err)
+	}
+	exported, err := session.Internal.Export(0)
+	if err != nil {
+		return "", "", err
+	}
+	sealed, err := backup.EncryptSessionData(key, backup.MegolmSessionData{Algorithm: id.AlgorithmMegolmV1, ForwardingKeyChain: []string{},
+		SenderClaimedKeys: backup.SenderClaimedKeys{Ed25519: session.SigningKey}, SenderKey: session.SenderKey, SessionKey: string(exported)})
+	if err != nil {
+		return "", "", err
+	}
+	data, err := json.Marshal(map[string]any{"ciphertext": sealed.Ciphertext, "ephemeral": &sealed.Ephemeral, "mac": sealed.MAC})
+	if err != nil {
+		return "", "", err
+	}
+	url := c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "room_keys", "keys", room.RoomID, encrypted.SessionID}, map[string]string{"version": version.String()})
+	_, err = c.MakeRequest(ctx, "PUT", url, map[string]any{"first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": json.RawMessage(data)}, nil)
+	return room.RoomID, sent.EventID, err
+}
+
+// ReadHistory downloads the current key backup with a key and reads a message with what was in it.
+func (c *Client) ReadHistory(ctx context.Context, room id.RoomID, message id.EventID, key *backup.MegolmBackupKey) (string, error) {
+	if _, err := c.Machine.DownloadAndStoreLatestKeyBackup(ctx, key); err != nil {
+		return "", err
+	}
+	evt, err := c.GetEvent(ctx, room, message)
+	if err != nil {
+		return "", err
+	}
+	if err := evt.Content.ParseRaw(evt.Type); err != nil {
+		return "", err
+	}
+	decrypted, err := c.Machine.DecryptMegolmEvent(ctx, evt)
+	if err != nil {
+		return "", err
+	}
+	return decrypted.Content.AsMessage().Body, nil
+}
+
+// Pushes returns what was received so far.
+func (c *Client) Pushes() []Push {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]Push(nil), c.pushes...)
+}
+
+// WaitForPush waits for the next push.
+func (c *Client) WaitForPush(ctx context.Context) ([]Push, error) {
+	for {
+		if pushes := c.Pushes(); len(pushes) > 0 {
+			return pushes, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-c.arrived:
+		}
+	}
+}
