@@ -200,8 +200,8 @@ func (db *DB) WrongTry(ctx context.Context, user id.UserID, now time.Time, limit
 	return burned, rows.Err()
 }
 
-// Knows reports whether a user may write to the bot at all: he has an enrolled device, or had a code made for him in
-// the last month (so that a late try with it gets its reason).
+// Knows reports whether a user may write to the bot at all: he has a device, or some code is or was lately open (a code
+// used by the wrong user, or late, is refused with its reason, which takes decryption).
 func (db *DB) Knows(ctx context.Context, user id.UserID, now time.Time) (known, enrolled bool, err error) {
 	err = db.QueryRow(ctx, `SELECT
 		EXISTS (SELECT 1 FROM device WHERE user_id = $1) OR EXISTS (SELECT 1 FROM enrollment_code WHERE expires_at > $2 AND NOT burned),

@@ -1,0 +1,37 @@
+# Keyherald. `make help` lists the targets.
+TAGS := goolm
+GO   ?= go
+
+.PHONY: help build test vet fmt lint fuzz vuln setup clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build bin/keyherald and bin/keyherald-device (pure Go)
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o bin/ ./cmd/...
+
+setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -race, Dendrite
+	@scripts/setup-test-parts.sh
+
+test: setup ## Run all tests on real parts, with the race detector
+	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
+
+vet: ## Run go vet
+	$(GO) vet -tags $(TAGS) ./...
+
+fmt: ## Fail if a file is not gofmt-ed
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+
+lint: ## Run golangci-lint (config: .golangci.yml)
+	golangci-lint run
+
+fuzz: ## Fuzz every parser for FUZZTIME (default 10s) each
+	@for target in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z]*' $$target/*_test.go | cut -d' ' -f2); do \
+	    $(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),10s) $$target || exit 1; done; done
+
+vuln: ## Run govulncheck (needs to reach its database)
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@latest -tags $(TAGS) ./...
+
+clean: ## Remove what was built here
+	rm -rf bin

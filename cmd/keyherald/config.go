@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/postgres"
+)
+
+// config is config.yaml. Secrets are files, so that the config itself can be shown.
+type config struct {
+	Listen       string                   `yaml:"listen"`
+	PublicURL    string                   `yaml:"public_url"`
+	Homeserver   string                   `yaml:"homeserver"`
+	Registration string                   `yaml:"registration"`
+	Bot          botConfig                `yaml:"bot"`
+	Database     databaseConfig           `yaml:"database"`
+	Sources      map[string]intake.Source `yaml:"sources"`
+	// Development lets `serve` migrate by itself.
+	Development bool `yaml:"development"`
+}
+
+type botConfig struct {
+	UserID          id.UserID `yaml:"user_id"`
+	IdentityFile    string    `yaml:"identity_file"`
+	SelfSigningFile string    `yaml:"self_signing_file"`
+	PickleKeyFile   string    `yaml:"pickle_key_file"`
+}
+
+type databaseConfig struct {
+	URLFile      string         `yaml:"url_file"`
+	OwnerURLFile string         `yaml:"owner_url_file"`
+	Roles        postgres.Roles `yaml:"roles"`
+}
+
+// loadConfig reads config.yaml strictly: an unknown key is an error with its line.
+func loadConfig(path string) (config, error) {
+	c := config{Listen: "127.0.0.1:8009"}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("reading the configuration: %w", err)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(raw))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&c); err != nil {
+		return c, fmt.Errorf("%s: %w; config.example.yaml shows every key", path, err)
+	}
+	dir := filepath.Dir(path)
+	for _, file := range []*string{&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile} {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(dir, *file)
+		}
+	}
+	for name, source := range c.Sources {
+		for i, key := range source.Keys {
+			if key.SecretFile != "" && !filepath.IsAbs(key.SecretFile) {
+				c.Sources[name].Keys[i].SecretFile = filepath.Join(dir, key.SecretFile)
+			}
+		}
+	}
+	if _, _, err := c.Bot.UserID.Parse(); err != nil {
+		return c, fmt.Errorf("%s: bot.user_id is %q: write @keyherald:your.server", path, c.Bot.UserID)
+	}
+	for key, value := range map[string]string{
+		"homeserver": c.Homeserver, "registration": c.Registration, "bot.identity_file": c.Bot.IdentityFile,
+		"bot.self_signing_file": c.Bot.SelfSigningFile, "bot.pickle_key_file": c.Bot.PickleKeyFile, "database.url_file": c.Database.URLFile,
+	} {
+		if value == "" {
+			return c, fmt.Errorf("%s: %s is missing: config.example.yaml shows it", path, key)
+		}
+	}
+	return c, nil
+}
+
+func (c config) identity() (appservice.Identity, error) {
+	identity, err := appservice.LoadIdentity(c.Bot.IdentityFile, c.Bot.SelfSigningFile)
+	if err == nil && identity.UserID != c.Bot.UserID {
+		err = fmt.Errorf("%s is the identity of %s, and bot.user_id is %s", c.Bot.IdentityFile, identity.UserID, c.Bot.UserID)
+	}
+	return identity, err
+}
+
+func (c config) pickleKey() ([]byte, error) {
+	text, err := readFile(c.Bot.PickleKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(key) < 32 {
+		return nil, fmt.Errorf("%s is not 32 bytes or more in base64: head -c 32 /dev/urandom | base64 makes one", c.Bot.PickleKeyFile)
+	}
+	return key, nil
+}
+
+func readFile(path string) (string, error) {
+	if path == "" {
+		return "", errors.New("a file's name is missing in the configuration")
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading a secret's file: %w", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}

@@ -1,0 +1,255 @@
+// Command keyherald is the server, and the tools of admins, operators and auditors.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/internal/goolm"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
+)
+
+var _ = goolm.Required
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "keyherald:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	var path string
+	root := &cobra.Command{Use: "keyherald", Short: "Rotate Matrix key-backup keys from a key-management system", SilenceErrors: true, SilenceUsage: true}
+	root.PersistentFlags().StringVarP(&path, "config", "c", "config.yaml", "the configuration file")
+	load := func() (config, error) { return loadConfig(path) }
+	root.AddCommand(
+		&cobra.Command{Use: "serve", Short: "Run the server", RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load()
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c, zerolog.New(os.Stderr).With().Timestamp().Logger())
+		}},
+		&cobra.Command{Use: "migrate", Short: "Bring the database schema up to date, as its owner", RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load()
+			if err != nil {
+				return err
+			}
+			return migrate(cmd.Context(), c)
+		}},
+		registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
+	)
+	return root
+}
+
+// localActor names who ran a command, as the audit log has it.
+func localActor() string {
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, _ := os.Hostname()
+	return "local:" + name + "@" + host
+}
+
+// withEngine opens what a command-line action needs; without a usable log nothing is done.
+func withEngine(ctx context.Context, load func() (config, error), do func(*postgres.DB, *relay.Engine) error) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	db, err := openDatabase(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	engine, _, err := newEngine(c, db, zerolog.Nop())
+	if err != nil {
+		return err
+	}
+	return do(db, engine)
+}
+
+func registrationCommand(load func() (config, error)) *cobra.Command {
+	var rotate bool
+	cmd := &cobra.Command{Use: "registration", Short: "Write the registration for the homeserver; existing tokens are kept", RunE: func(cmd *cobra.Command, _ []string) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		var old *appservice.Registration
+		if loaded, err := appservice.LoadRegistration(c.Registration); err == nil {
+			old = &loaded
+		} else if _, statErr := os.Stat(c.Registration); statErr == nil {
+			return err
+		}
+		registration, err := appservice.NewRegistration(old, c.Bot.UserID, c.PublicURL, rotate)
+		if err != nil {
+			return err
+		}
+		encoded, err := yaml.Marshal(registration)
+		if err != nil {
+			return fmt.Errorf("encoding the registration: %w", err)
+		}
+		// Written beside and renamed: a crash must not leave half a file with the only tokens.
+		temporary := c.Registration + ".new"
+		if err := os.WriteFile(temporary, encoded, 0o600); err != nil {
+			return fmt.Errorf("writing the registration: %w", err)
+		}
+		if err := os.Rename(temporary, c.Registration); err != nil {
+			return fmt.Errorf("writing the registration: %w", err)
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: name it in the homeserver's configuration and restart the homeserver\n", c.Registration)
+		return err
+	}}
+	cmd.Flags().BoolVar(&rotate, "rotate-tokens", false, "make new tokens even where there are some")
+	return cmd
+}
+
+func botCommand() *cobra.Command {
+	var dir, userID string
+	keygen := &cobra.Command{Use: "keygen", Short: "Make the bot's cross-signing identity, once", RunE: func(cmd *cobra.Command, _ []string) error {
+		key, err := appservice.Keygen(dir, id.UserID(userID))
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "The master key's fingerprint, which enrollment codes carry: %s\nMove %s and %s offline now: `serve` needs neither.\n",
+			key, filepath.Join(dir, appservice.MasterFile), filepath.Join(dir, appservice.UserSigningFile))
+		return err
+	}}
+	keygen.Flags().StringVar(&dir, "dir", ".", "the directory for the files")
+	keygen.Flags().StringVar(&userID, "user", "", "the bot's user id, such as @keyherald:example.org")
+	_ = keygen.MarkFlagRequired("user")
+	bot := &cobra.Command{Use: "bot", Short: "The bot's identity"}
+	bot.AddCommand(keygen)
+	return bot
+}
+
+func enrollCommand(load func() (config, error)) *cobra.Command {
+	var userID string
+	var life time.Duration
+	cmd := &cobra.Command{Use: "enroll", Short: "Print a one-time code with which one managed device of a user enrolls", RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+			code, err := engine.NewCode(cmd.Context(), id.UserID(userID), life, localActor())
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), code.Reveal())
+			return err
+		})
+	}}
+	cmd.Flags().StringVar(&userID, "user", "", "the user's id, such as @alice:example.org")
+	cmd.Flags().DurationVar(&life, "ttl", 24*time.Hour, "how long the code may be used")
+	_ = cmd.MarkFlagRequired("user")
+	return cmd
+}
+
+func devicesCommand(load func() (config, error)) *cobra.Command {
+	var userID, deviceID, reason string
+	list := &cobra.Command{Use: "list", Short: "List the managed devices", RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			devices, err := db.Devices(cmd.Context(), id.UserID(userID))
+			if err != nil {
+				return err
+			}
+			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			_, _ = fmt.Fprintln(table, "USER\tDEVICE\tSTATE\tNAME\tLAST SEEN")
+			for _, d := range devices {
+				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", d.UserID, d.DeviceID, d.State, d.Name, when(d.LastSeen))
+			}
+			return table.Flush()
+		})
+	}}
+	list.Flags().StringVar(&userID, "user", "", "only this user's")
+	revoke := &cobra.Command{Use: "revoke", Short: "Revoke a managed device", RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+			if err := engine.Revoke(cmd.Context(), id.UserID(userID), id.DeviceID(deviceID), reason, localActor()); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "Revoked: it is triggered no more, and excluded from every push. Now log the device out, cut its access to the KMS, and rotate the user's key.")
+			return err
+		})
+	}}
+	revoke.Flags().StringVar(&userID, "user", "", "the user's id")
+	revoke.Flags().StringVar(&deviceID, "device", "", "the device's id")
+	revoke.Flags().StringVar(&reason, "reason", "", "why")
+	_ = revoke.MarkFlagRequired("user")
+	_ = revoke.MarkFlagRequired("device")
+	cmd := &cobra.Command{Use: "devices", Short: "Managed devices"}
+	cmd.AddCommand(list, revoke)
+	return cmd
+}
+
+func rotationsCommand(load func() (config, error)) *cobra.Command {
+	var userID string
+	var open bool
+	list := &cobra.Command{Use: "list", Short: "List rotations, newest first, and what the stuck ones need", RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			rotations, err := db.Rotations(cmd.Context(), id.UserID(userID), open)
+			if err != nil {
+				return err
+			}
+			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
+			for _, r := range rotations {
+				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, r.KMS.Version, r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
+			}
+			return table.Flush()
+		})
+	}}
+	list.Flags().StringVar(&userID, "user", "", "only this user's")
+	list.Flags().BoolVar(&open, "open", false, "only those that have not ended")
+	cmd := &cobra.Command{Use: "rotations", Short: "Rotations"}
+	cmd.AddCommand(list)
+	return cmd
+}
+
+func auditCommand(load func() (config, error)) *cobra.Command {
+	var rotationID string
+	var limit int
+	list := &cobra.Command{Use: "list", Short: "Print the audit log as JSON Lines, oldest first", RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			lines, err := db.Log(cmd.Context(), rotationID, limit)
+			if err != nil {
+				return err
+			}
+			encoder := json.NewEncoder(cmd.OutOrStdout())
+			for _, line := range lines {
+				if err := encoder.Encode(line); err != nil {
+					return fmt.Errorf("printing the audit log: %w", err)
+				}
+			}
+			return nil
+		})
+	}}
+	list.Flags().StringVar(&rotationID, "rotation", "", "only this rotation's")
+	list.Flags().IntVar(&limit, "limit", 100, "at most this many, the newest")
+	cmd := &cobra.Command{Use: "audit", Short: "The audit log"}
+	cmd.AddCommand(list)
+	return cmd
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.UTC().Format(time.RFC3339)
+}

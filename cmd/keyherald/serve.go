@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
+	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// sweepArgs is the periodic job that ends what timed out and wakes the bot's holder: the safety net behind NOTIFY.
+type sweepArgs struct{}
+
+func (sweepArgs) Kind() string { return "sweep" }
+
+type sweepWorker struct {
+	river.WorkerDefaults[sweepArgs]
+	engine *relay.Engine
+}
+
+func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
+	return w.engine.Sweep(ctx)
+}
+
+// openDatabase connects as the writer and refuses a schema that does not fit; development mode migrates by itself.
+func openDatabase(ctx context.Context, c config) (*postgres.DB, error) {
+	if c.Development && c.Database.OwnerURLFile != "" {
+		if err := migrate(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	url, err := readFile(c.Database.URLFile)
+	if err != nil {
+		return nil, err
+	}
+	db, err := postgres.Open(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.CheckSchema(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+func migrate(ctx context.Context, c config) error {
+	url, err := readFile(c.Database.OwnerURLFile)
+	if err != nil {
+		return err
+	}
+	db, err := postgres.Open(ctx, url)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Migrate(ctx, c.Database.Roles), db.Close())
+}
+
+func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, appservice.Identity, error) {
+	identity, err := c.identity()
+	if err != nil {
+		return nil, identity, err
+	}
+	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), Log: log})
+	return engine, identity, err
+}
+
+// serve runs the server until ctx ends: HTTP, the bot where this replica holds it, and River's jobs.
+func serve(ctx context.Context, c config, log zerolog.Logger) error {
+	registration, err := appservice.LoadRegistration(c.Registration)
+	if err != nil {
+		return err
+	}
+	if err := registration.CheckTokens(); err != nil {
+		return err
+	}
+	pickleKey, err := c.pickleKey()
+	if err != nil {
+		return err
+	}
+	db, err := openDatabase(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	engine, identity, err := newEngine(c, db, log)
+	if err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	notifications, err := intake.New(intake.Config{Sources: c.Sources}, intake.Deps{Recorder: engine, Log: log, Metrics: metrics})
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname()
+	bot, err := appservice.NewBot(appservice.BotConfig{
+		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Identity: identity, PickleKey: pickleKey,
+		Holder: host + "/" + uuid.NewString(), DB: db, Log: log,
+		NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
+	})
+	if err != nil {
+		return err
+	}
+	workers := river.NewWorkers()
+	river.AddWorker(workers, &sweepWorker{engine: engine})
+	jobs, err := river.NewClient(riverdatabasesql.New(db.RawDB), &river.Config{
+		Workers: workers, Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 4}},
+		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(30*time.Second),
+			func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
+	})
+	if err != nil {
+		return fmt.Errorf("preparing the background jobs: %w", err)
+	}
+	web := newWeb(registration, notifications, bot, db, metrics)
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := jobs.Start(ctx); err != nil {
+		return fmt.Errorf("starting the background jobs: %w", err)
+	}
+	server := &http.Server{Handler: web, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute}
+	var parts sync.WaitGroup
+	parts.Go(func() { notifications.Run(ctx) })
+	parts.Go(func() {
+		if err := bot.Run(ctx); err != nil {
+			cancel(fmt.Errorf("the bot: %w", err))
+		}
+	})
+	parts.Go(func() {
+		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() }); err != nil {
+			cancel(err)
+		}
+	})
+	parts.Go(func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			cancel(err)
+		}
+	})
+	log.Info().Str("address", listener.Addr().String()).Msg("Keyherald is listening")
+	<-ctx.Done()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer done()
+	err = errors.Join(server.Shutdown(stop), jobs.Stop(stop))
+	parts.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
+	web := echo.New()
+	web.HideBanner, web.HidePort = true, true
+	notifications.Register(web)
+	appservice.NewRoutes(registration.HSToken).Register(web)
+	web.GET("/healthz", func(c echo.Context) error { return c.String(http.StatusOK, "ok\n") })
+	web.GET("/readyz", func(c echo.Context) error {
+		if err := db.RawDB.PingContext(c.Request().Context()); err != nil {
+			return c.String(http.StatusServiceUnavailable, "the database does not answer\n")
+		}
+		role := "standing by: another replica holds the bot, or it is not logged in yet\n"
+		if bot.Leading() {
+			role = "holding the bot\n"
+		}
+		return c.String(http.StatusOK, role)
+	})
+	web.GET("/metrics", echo.WrapHandler(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})))
+	return web
+}
