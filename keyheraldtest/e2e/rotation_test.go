@@ -86,6 +86,7 @@ func newWorld(t *testing.T) *world {
 	wait(t, "the bot to lead", func() bool { return b.Leading() })
 
 	w := &world{hs: hs, db: db, engine: engine, dir: dir}
+	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
 	w.alice, err = hs.CreateUser(ctx, "alice", password)
 	check(t, err)
 	w.stock = w.login(t, "STOCK")
@@ -110,6 +111,12 @@ func (w *world) putKey(t *testing.T, version string, key backupkey.Key, publicKe
 	check(t, os.WriteFile(filepath.Join(dir, version+".pub"), []byte(publicKey), 0o600))
 	check(t, os.WriteFile(filepath.Join(dir, version+".key"), []byte(key.RevealBase64()), 0o600))
 	check(t, os.WriteFile(filepath.Join(dir, "current"), []byte(version), 0o600))
+}
+
+// putRaw replaces what the KMS holds as the key of a version.
+func (w *world) putRaw(t *testing.T, version, value string) {
+	t.Helper()
+	check(t, os.WriteFile(filepath.Join(w.dir, "kms", "keyherald", "alice", version+".key"), []byte(value), 0o600))
 }
 
 // manage enrolls a managed device and runs it until the test ends.
