@@ -8,6 +8,8 @@ package kms
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"strconv"
 )
 
@@ -25,13 +27,29 @@ type Metadata interface {
 	CanReadSecret(ctx context.Context, path string) (bool, error)
 }
 
-// The errors of every client; only ErrUnavailable is worth trying again.
+// The errors of every client. Ask Retryable, not them, whether to try again.
 var (
 	ErrNotFound    = errors.New("the KMS has no such secret or version")
 	ErrForbidden   = errors.New("the KMS refuses these credentials")
 	ErrUnavailable = errors.New("the KMS is not available")
 	ErrMalformed   = errors.New("the KMS's answer is malformed")
+	ErrBadPath     = errors.New("not a path of a secret: write names separated by single slashes, such as keyherald/alice, with no leading slash and no . or .. in it")
 )
+
+// Retryable reports whether the same question may get another answer by itself: the KMS was not available, or an error
+// in the chain says so with a method `Retryable() bool` (such as a key that is older than its metadata for a moment).
+func Retryable(err error) bool {
+	var says interface{ Retryable() bool }
+	return errors.Is(err, ErrUnavailable) || (errors.As(err, &says) && says.Retryable())
+}
+
+// CheckPath refuses a path that is absolute, empty, or leads upwards: ErrBadPath.
+func CheckPath(path string) error {
+	if path == "." || !fs.ValidPath(path) {
+		return fmt.Errorf("%q is %w", path, ErrBadPath)
+	}
+	return nil
+}
 
 // NewerVersion reports whether a is newer than b; versions that are not both decimal name no order.
 func NewerVersion(a, b string) (newer, ordered bool) {

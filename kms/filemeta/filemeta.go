@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
+	"regexp"
 	"strings"
 
 	"github.com/keyherald/keyherald/kms"
@@ -19,11 +20,14 @@ type Config struct {
 	Dir string `yaml:"dir"`
 }
 
-// Client implements kms.Metadata.
+// Client implements kms.Metadata, and is what package filesecret reads names and public keys with.
 type Client struct{ root *os.Root }
 
 // New opens the directory; nothing outside of it can be reached through a path.
 func New(config Config) (*Client, error) {
+	if config.Dir == "" {
+		return nil, errors.New("the development KMS: dir is missing")
+	}
 	root, err := os.OpenRoot(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the development KMS: %w", err)
@@ -32,42 +36,77 @@ func New(config Config) (*Client, error) {
 }
 
 // Current implements kms.Metadata.
-func (c *Client) Current(_ context.Context, path string) (kms.Description, error) {
-	version, err := c.read(filepath.Join(path, "current"))
+func (c *Client) Current(_ context.Context, secretPath string) (kms.Description, error) {
+	version, err := c.read(secretPath, "current")
 	if err != nil {
 		return kms.Description{}, err
 	}
-	public, err := c.read(filepath.Join(path, version+".pub"))
-	if err != nil && !errors.Is(err, kms.ErrNotFound) {
+	if err := checkVersion(version); err != nil {
+		return kms.Description{}, fmt.Errorf("%s/current: %w", secretPath, err)
+	}
+	public, err := c.PublicKey(secretPath, version)
+	if err != nil {
 		return kms.Description{}, err
 	}
-	return kms.Description{Path: path, Version: version, PublicKey: public}, nil
+	return kms.Description{Path: secretPath, Version: version, PublicKey: public}, nil
+}
+
+// PublicKey reads the public key of a version, unpadded base64; empty if none is there.
+func (c *Client) PublicKey(secretPath, version string) (string, error) {
+	if err := checkVersion(version); err != nil {
+		return "", err
+	}
+	public, err := c.read(secretPath, version+".pub")
+	if err != nil && !errors.Is(err, kms.ErrNotFound) {
+		return "", err
+	}
+	return strings.TrimRight(public, "="), nil
 }
 
 // CanReadSecret opens the current key and closes it unread.
-func (c *Client) CanReadSecret(ctx context.Context, path string) (bool, error) {
-	current, err := c.Current(ctx, path)
+func (c *Client) CanReadSecret(ctx context.Context, secretPath string) (bool, error) {
+	current, err := c.Current(ctx, secretPath)
 	if err != nil {
 		return false, err
 	}
-	f, err := c.root.Open(filepath.Join(path, current.Version+".key"))
+	name := path.Join(secretPath, current.Version+".key")
+	f, err := c.root.Open(name)
 	if errors.Is(err, fs.ErrPermission) {
 		return false, nil
 	} else if err != nil {
-		return false, fmt.Errorf("opening a key of the development KMS: %w", err)
+		return false, Error(name, err)
 	}
 	return true, f.Close()
 }
 
-func (c *Client) read(name string) (string, error) {
+func (c *Client) read(secretPath, file string) (string, error) {
+	if err := kms.CheckPath(secretPath); err != nil {
+		return "", err
+	}
+	name := path.Join(secretPath, file)
 	raw, err := c.root.ReadFile(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("%s: %w", name, kms.ErrNotFound)
-	case errors.Is(err, fs.ErrPermission):
-		return "", fmt.Errorf("%s: %w", name, kms.ErrForbidden)
-	case err != nil:
-		return "", fmt.Errorf("reading the development KMS: %w", err)
+	if err != nil {
+		return "", Error(name, err)
 	}
 	return strings.TrimSpace(string(raw)), nil
+}
+
+// Error gives a failure to read a file of the directory package kms's word.
+func Error(name string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("reading %s of the development KMS: %w", name, kms.ErrNotFound)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("reading %s of the development KMS: %w", name, kms.ErrForbidden)
+	}
+	return fmt.Errorf("reading the development KMS: %w: %w", kms.ErrUnavailable, err)
+}
+
+var versionPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]*$`)
+
+func checkVersion(version string) error {
+	if !versionPattern.MatchString(version) {
+		return fmt.Errorf("%q is no version (letters, digits, - and _): %w", version, kms.ErrMalformed)
+	}
+	return nil
 }

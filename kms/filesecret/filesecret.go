@@ -4,17 +4,18 @@ package filesecret
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/filemeta"
 	"github.com/keyherald/keyherald/kms/secret"
 )
 
@@ -24,32 +25,43 @@ type Config struct {
 }
 
 // Client implements secret.Reader.
-type Client struct{ root *os.Root }
+type Client struct {
+	root     *os.Root
+	metadata *filemeta.Client
+}
 
 // New opens the directory; nothing outside of it can be reached through a path.
 func New(config Config) (*Client, error) {
+	metadata, err := filemeta.New(filemeta.Config(config))
+	if err != nil {
+		return nil, err
+	}
 	root, err := os.OpenRoot(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the development KMS: %w", err)
 	}
-	return &Client{root}, nil
+	return &Client{root, metadata}, nil
 }
 
 // Current implements secret.Reader.
-func (c *Client) Current(_ context.Context, path string) (string, error) {
-	return c.read(filepath.Join(path, "current"))
+func (c *Client) Current(ctx context.Context, secretPath string) (string, error) {
+	current, err := c.metadata.Current(ctx, secretPath)
+	return current.Version, err
 }
 
 // Versions implements secret.Reader; versions are numbers.
-func (c *Client) Versions(_ context.Context, path string) ([]string, error) {
-	entries, err := fs.ReadDir(c.root.FS(), path)
-	if err != nil {
-		return nil, translate(path, err)
+func (c *Client) Versions(_ context.Context, secretPath string) ([]string, error) {
+	if err := kms.CheckPath(secretPath); err != nil {
+		return nil, err
 	}
-	var numbers []int
+	entries, err := fs.ReadDir(c.root.FS(), secretPath)
+	if err != nil {
+		return nil, filemeta.Error(secretPath, err)
+	}
+	var numbers []uint64
 	for _, entry := range entries {
 		if name, ok := strings.CutSuffix(entry.Name(), ".key"); ok {
-			if n, err := strconv.Atoi(name); err == nil {
+			if n, err := strconv.ParseUint(name, 10, 64); err == nil {
 				numbers = append(numbers, n)
 			}
 		}
@@ -57,42 +69,53 @@ func (c *Client) Versions(_ context.Context, path string) ([]string, error) {
 	slices.Sort(numbers)
 	versions := make([]string, len(numbers))
 	for i, n := range numbers {
-		versions[i] = strconv.Itoa(n)
+		versions[i] = strconv.FormatUint(n, 10)
 	}
 	return versions, nil
 }
 
 // Fetch implements secret.Reader.
-func (c *Client) Fetch(_ context.Context, path, version string) (secret.Value, error) {
-	text, err := c.read(filepath.Join(path, version+".key"))
+func (c *Client) Fetch(ctx context.Context, secretPath, version string) (secret.Value, error) {
+	if version == "" {
+		current, err := c.metadata.Current(ctx, secretPath)
+		if err != nil {
+			return secret.Value{}, err
+		}
+		version = current.Version
+	}
+	// It also refuses a version that is no name of a file.
+	public, err := c.metadata.PublicKey(secretPath, version)
 	if err != nil {
 		return secret.Value{}, err
 	}
-	value := secret.Value{Version: version}
-	if value.Key, err = backupkey.Parse(text); err != nil {
-		return secret.Value{}, fmt.Errorf("fetching %s, version %s: %w", path, version, err)
-	}
-	if value.PublicKey, err = c.read(filepath.Join(path, version+".pub")); err != nil && !errors.Is(err, kms.ErrNotFound) {
+	text, err := c.read(path.Join(secretPath, version+".key"))
+	if err != nil {
 		return secret.Value{}, err
 	}
-	return value, nil
+	key, err := backupkey.Parse(text)
+	if err != nil {
+		return secret.Value{}, fmt.Errorf("fetching %s, version %s: %w", secretPath, version, err)
+	}
+	return secret.Value{Version: version, Key: key, PublicKey: public}, nil
 }
 
+// read reads a file that nobody else may read.
 func (c *Client) read(name string) (string, error) {
-	raw, err := c.root.ReadFile(name)
+	f, err := c.root.Open(name)
 	if err != nil {
-		return "", translate(name, err)
+		return "", filemeta.Error(name, err)
 	}
-	return strings.TrimSpace(string(raw)), nil
-}
-
-func translate(name string, err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: %w", name, kms.ErrNotFound)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: %w", name, kms.ErrForbidden)
-	default:
-		return fmt.Errorf("reading the development KMS: %w", err)
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return "", filemeta.Error(name, err)
 	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s of the development KMS can be read by others, make it chmod 0600: %w", name, kms.ErrForbidden)
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return "", filemeta.Error(name, err)
+	}
+	return string(raw), nil
 }

@@ -4,7 +4,6 @@ package secret
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
@@ -16,21 +15,30 @@ type Reader interface {
 	Current(ctx context.Context, path string) (string, error)
 	// Versions names all versions that can still be read, oldest first.
 	Versions(ctx context.Context, path string) ([]string, error)
-	// Fetch reads a version and the public key the metadata names for it.
+	// Fetch reads a version, or the current one for "", and the public key the metadata names for it. The key is not
+	// compared: call Value.Verify.
 	Fetch(ctx context.Context, path, version string) (Value, error)
 }
 
-// Value is one version of a key. PublicKey is what the metadata says, unpadded base64; empty if it says nothing.
+// Value is one version of a key. PublicKey is what the metadata says, base64; empty if it says nothing.
 type Value struct {
 	Version   string
 	Key       backupkey.Key
 	PublicKey string
 }
 
-// The ways a value and its metadata do not fit.
+// unfit is an error that may go away by itself: metadata may be written a moment after its version.
+type unfit string
+
+func (u unfit) Error() string { return string(u) }
+
+// Retryable is what kms.Retryable asks.
+func (u unfit) Retryable() bool { return true }
+
+// The ways a value and its metadata do not fit. Both are retryable, as metadata may be written a moment late.
 var (
-	ErrNoMetadata = errors.New("the KMS's metadata names no public key for this version: write public_key.<version> before the version")
-	ErrMismatch   = errors.New("the key derives another public key than the KMS's metadata names")
+	ErrNoMetadata error = unfit("the KMS's metadata names no public key for this version: write public_key.<version> before the version")
+	ErrMismatch   error = unfit("the key derives another public key than the KMS's metadata names")
 )
 
 // Verify compares the key with the metadata.

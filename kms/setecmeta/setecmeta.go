@@ -1,5 +1,6 @@
 // Package setecmeta reads metadata from a setec server. It stands on setec's wire types alone, not on its client,
-// which can also get values.
+// which can also get values. setec has no metadata per version, and the companion secret that holds the public keys
+// (see package setecsecret) is read by devices alone: Description.PublicKey is always empty here.
 package setecmeta
 
 import (
@@ -8,72 +9,102 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
 	"strconv"
-	"strings"
-	"time"
 
 	"github.com/tailscale/setec/types/api"
 
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/internal/bounded"
 )
 
-// Config names the server.
+// Config names the server. CAFile is a PEM file with the only CAs to trust; empty means the system's.
 type Config struct {
-	URL string `yaml:"url"`
+	URL    string `yaml:"url"`
+	CAFile string `yaml:"ca_file,omitempty"`
 }
 
-// Client implements kms.Metadata.
+// Client implements kms.Metadata. It needs setec's action "info" on the paths, and must not have "get".
 type Client struct {
 	base string
-	http *http.Client
+	http *bounded.Client
 }
 
 // New checks the configuration.
 func New(config Config) (*Client, error) {
-	u, err := url.Parse(config.URL)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, errors.New("setec: url must be the server's address, such as https://setec.example.ts.net")
+	base, err := bounded.BaseURL(config.URL)
+	if err != nil {
+		return nil, fmt.Errorf("setec: %w", err)
 	}
-	return &Client{base: strings.TrimRight(config.URL, "/"), http: &http.Client{
-		Timeout:       10 * time.Second,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("setec does not redirect") },
-	}}, nil
+	client, err := bounded.New(config.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("setec: %w", err)
+	}
+	return &Client{base: base, http: client}, nil
 }
 
 // Current asks /api/info for the active version.
 func (c *Client) Current(ctx context.Context, path string) (kms.Description, error) {
-	resp, err := c.post(ctx, "/api/info", api.InfoRequest{Name: path})
+	info, err := c.info(ctx, path)
 	if err != nil {
-		return kms.Description{}, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if err := statusError(resp.StatusCode, path); err != nil {
-		return kms.Description{}, err
-	}
-	var info api.SecretInfo
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&info); err != nil || info.ActiveVersion == 0 {
-		return kms.Description{}, fmt.Errorf("reading the metadata of %s: %w", path, kms.ErrMalformed)
+		return kms.Description{}, fmt.Errorf("reading the setec metadata of %s: %w", path, err)
 	}
 	return kms.Description{Path: path, Version: strconv.FormatUint(uint64(info.ActiveVersion), 10)}, nil
 }
 
-// CanReadSecret asks for the value and looks at the status alone: the body is closed unread.
+// CanReadSecret asks for the value only if it differs from the active version's, which it does not: a credential that
+// may read is answered 304, one that may not 403, and the value stays where it is. Where the active version changes in
+// between, the answer's body is closed unread.
 func (c *Client) CanReadSecret(ctx context.Context, path string) (bool, error) {
-	resp, err := c.post(ctx, "/api/get", api.GetRequest{Name: path})
+	info, err := c.info(ctx, path)
+	if errors.Is(err, kms.ErrNotFound) {
+		// There is no value to be answered with, and setec decides about the right before it looks.
+		info.ActiveVersion = 1
+	} else if err != nil {
+		return false, fmt.Errorf("reading the setec metadata of %s: %w", path, err)
+	}
+	resp, err := c.post(ctx, "/api/get", api.GetRequest{Name: path, Version: info.ActiveVersion, UpdateIfChanged: true})
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("asking setec whether %s could be read: %w", path, err)
 	}
-	_ = resp.Body.Close()
-	if resp.StatusCode == http.StatusForbidden {
+	status := resp.StatusCode
+	if err := resp.Body.Close(); err != nil {
+		return false, fmt.Errorf("asking setec whether %s could be read: %w", path, err)
+	}
+	switch status {
+	case http.StatusForbidden:
 		return false, nil
+	case http.StatusNotModified, http.StatusNotFound, http.StatusOK:
+		return true, nil
 	}
-	if err := statusError(resp.StatusCode, path); err != nil {
-		return false, err
+	return false, fmt.Errorf("asking setec whether %s could be read: it answered %d: %w", path, status, kms.ErrMalformed)
+}
+
+func (c *Client) info(ctx context.Context, path string) (api.SecretInfo, error) {
+	if err := kms.CheckPath(path); err != nil {
+		return api.SecretInfo{}, err
 	}
-	return true, nil
+	resp, err := c.post(ctx, "/api/info", api.InfoRequest{Name: path})
+	if err != nil {
+		return api.SecretInfo{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusForbidden:
+		return api.SecretInfo{}, kms.ErrForbidden
+	case http.StatusNotFound:
+		return api.SecretInfo{}, kms.ErrNotFound
+	default:
+		return api.SecretInfo{}, fmt.Errorf("%w: it answered %d", kms.ErrMalformed, resp.StatusCode)
+	}
+	var info api.SecretInfo
+	if err := json.NewDecoder(resp.Body).Decode(&info); errors.Is(err, kms.ErrUnavailable) {
+		return api.SecretInfo{}, err
+	} else if err != nil || info.ActiveVersion == 0 {
+		return api.SecretInfo{}, fmt.Errorf("%w: it is no description of a secret", kms.ErrMalformed)
+	}
+	return info, nil
 }
 
 func (c *Client) post(ctx context.Context, endpoint string, body any) (*http.Response, error) {
@@ -88,24 +119,5 @@ func (c *Client) post(ctx context.Context, endpoint string, body any) (*http.Res
 	req.Header.Set("Content-Type", "application/json")
 	// setec refuses requests without it, against cross-site requests of browsers.
 	req.Header.Set("Sec-X-Tailscale-No-Browsers", "setec")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("asking setec: %w: %w", kms.ErrUnavailable, err)
-	}
-	return resp, nil
-}
-
-func statusError(status int, path string) error {
-	switch {
-	case status == http.StatusOK:
-		return nil
-	case status == http.StatusForbidden || status == http.StatusUnauthorized:
-		return fmt.Errorf("setec secret %s: %w", path, kms.ErrForbidden)
-	case status == http.StatusNotFound:
-		return fmt.Errorf("setec secret %s: %w", path, kms.ErrNotFound)
-	case status >= 500:
-		return fmt.Errorf("setec answered %d: %w", status, kms.ErrUnavailable)
-	default:
-		return fmt.Errorf("setec answered %d: %w", status, kms.ErrMalformed)
-	}
+	return c.http.Do(req)
 }

@@ -8,97 +8,122 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/tailscale/setec/client/setec"
 	"github.com/tailscale/setec/types/api"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/internal/bounded"
 	"github.com/keyherald/keyherald/kms/secret"
 )
 
-// Config names the server.
+// Config names the server. CAFile is a PEM file with the only CAs to trust; empty means the system's.
 type Config struct {
-	URL string `yaml:"url"`
+	URL    string `yaml:"url"`
+	CAFile string `yaml:"ca_file,omitempty"`
 }
 
-// Client implements secret.Reader.
+// Client implements secret.Reader. It needs setec's actions "info" and "get" on the path and "get" on its companion.
 type Client struct{ setec setec.Client }
 
 // New checks the configuration.
 func New(config Config) (*Client, error) {
-	if config.URL == "" {
-		return nil, errors.New("setec: url is missing")
+	base, err := bounded.BaseURL(config.URL)
+	if err != nil {
+		return nil, fmt.Errorf("setec: %w", err)
 	}
-	httpClient := &http.Client{
-		Timeout:       10 * time.Second,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("setec does not redirect") },
+	client, err := bounded.New(config.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("setec: %w", err)
 	}
-	return &Client{setec.Client{Server: config.URL, DoHTTP: httpClient.Do}}, nil
+	return &Client{setec.Client{Server: base, DoHTTP: client.Do}}, nil
 }
 
 // Current implements secret.Reader.
 func (c *Client) Current(ctx context.Context, path string) (string, error) {
-	info, err := c.setec.Info(ctx, path)
+	info, err := c.info(ctx, path)
 	if err != nil {
-		return "", translate("asking for "+path, err)
+		return "", err
 	}
-	return strconv.FormatUint(uint64(info.ActiveVersion), 10), nil
+	return info.ActiveVersion.String(), nil
 }
 
 // Versions implements secret.Reader.
 func (c *Client) Versions(ctx context.Context, path string) ([]string, error) {
-	info, err := c.setec.Info(ctx, path)
+	info, err := c.info(ctx, path)
 	if err != nil {
-		return nil, translate("asking for "+path, err)
+		return nil, err
 	}
 	slices.Sort(info.Versions)
 	versions := make([]string, len(info.Versions))
 	for i, v := range info.Versions {
-		versions[i] = strconv.FormatUint(uint64(v), 10)
+		versions[i] = v.String()
 	}
 	return versions, nil
 }
 
 // Fetch implements secret.Reader.
 func (c *Client) Fetch(ctx context.Context, path, version string) (secret.Value, error) {
-	number, err := strconv.ParseUint(version, 10, 32)
-	if err != nil {
-		return secret.Value{}, fmt.Errorf("setec versions are numbers, not %q: %w", version, kms.ErrNotFound)
+	if err := kms.CheckPath(path); err != nil {
+		return secret.Value{}, err
+	}
+	number := uint64(api.SecretVersionDefault)
+	if version != "" {
+		var err error
+		if number, err = strconv.ParseUint(version, 10, 32); err != nil || number == 0 {
+			return secret.Value{}, fmt.Errorf("setec versions are numbers from 1 on, not %q: %w", version, kms.ErrNotFound)
+		}
 	}
 	got, err := c.setec.GetVersion(ctx, path, api.SecretVersion(number))
 	if err != nil {
 		return secret.Value{}, translate("fetching "+path, err)
 	}
-	value := secret.Value{Version: version}
+	value := secret.Value{Version: got.Version.String()}
 	if value.Key, err = backupkey.Parse(string(got.Value)); err != nil {
-		return secret.Value{}, fmt.Errorf("fetching %s, version %s: %w", path, version, err)
+		return secret.Value{}, fmt.Errorf("fetching %s, version %s: %w", path, value.Version, err)
 	}
 	metadata, err := c.setec.Get(ctx, path+".metadata")
 	if errors.Is(err, api.ErrNotFound) {
 		return value, nil
 	} else if err != nil {
-		return secret.Value{}, translate("reading the metadata of "+path, err)
+		return secret.Value{}, translate("reading the metadata "+path+".metadata", err)
 	}
-	var fields map[string]string
+	var fields map[string]any
 	if err := json.Unmarshal(metadata.Value, &fields); err != nil {
-		return secret.Value{}, fmt.Errorf("reading the metadata of %s: %w", path, kms.ErrMalformed)
+		return secret.Value{}, fmt.Errorf("reading the metadata %s.metadata, which must be a JSON object: %w", path, kms.ErrMalformed)
 	}
-	value.PublicKey = fields["public_key."+version]
+	value.PublicKey, _ = fields["public_key."+value.Version].(string)
 	return value, nil
 }
 
+func (c *Client) info(ctx context.Context, path string) (*api.SecretInfo, error) {
+	if err := kms.CheckPath(path); err != nil {
+		return nil, err
+	}
+	info, err := c.setec.Info(ctx, path)
+	if err != nil {
+		return nil, translate("asking for "+path, err)
+	}
+	if info == nil || info.ActiveVersion == 0 {
+		return nil, fmt.Errorf("asking for %s: %w", path, kms.ErrMalformed)
+	}
+	return info, nil
+}
+
+// translate gives setec's errors their words. The others keep theirs only where they come from package bounded: what
+// setec's client makes of an answer it cannot use may quote it.
 func translate(doing string, err error) error {
 	switch {
 	case errors.Is(err, api.ErrNotFound):
 		return fmt.Errorf("%s: %w", doing, kms.ErrNotFound)
 	case errors.Is(err, api.ErrAccessDenied):
 		return fmt.Errorf("%s: %w", doing, kms.ErrForbidden)
-	default:
-		return fmt.Errorf("%s: %w: %w", doing, kms.ErrUnavailable, err)
+	case errors.Is(err, kms.ErrUnavailable), errors.Is(err, kms.ErrForbidden), errors.Is(err, kms.ErrMalformed),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: %w", doing, err)
 	}
+	return fmt.Errorf("%s: %w", doing, kms.ErrMalformed)
 }

@@ -1,0 +1,214 @@
+// Package kmstest is what every pair of KMS clients, one for metadata and one for secrets, must do alike. It is for
+// tests alone.
+package kmstest
+
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/crypto/utils"
+
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/secret"
+)
+
+// KMS is one key-management system with both clients on it. Secrets may read; Metadata may not.
+type KMS struct {
+	Metadata kms.Metadata
+	Secrets  secret.Reader
+	// Privileged is a metadata client with credentials that may read secrets too, which the preflight must notice.
+	Privileged kms.Metadata
+	// Put writes the metadata (public; none if empty) and then the value as the next version, makes it current, and
+	// returns its name. Versions are decimal.
+	Put func(t *testing.T, path, value, public string) (version string)
+	// HasPublicKey says that the metadata client sees public keys.
+	HasPublicKey bool
+}
+
+// Run runs the suite on a fresh KMS for each test.
+func Run(t *testing.T, start func(t *testing.T) KMS) {
+	t.Helper()
+	const path = "keyherald/alice"
+	key, err := backupkey.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := backupkey.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Run("metadata and secret agree on the current version, which the newest is", func(t *testing.T) {
+		k := start(t)
+		first := k.Put(t, path, other.RevealBase64(), other.PublicKey())
+		second := k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		if newer, ordered := kms.NewerVersion(second, first); !newer || !ordered {
+			t.Fatalf("version %q is not newer than %q", second, first)
+		}
+		described, err := k.Metadata.Current(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := kms.Description{Path: path, Version: second}
+		if k.HasPublicKey {
+			want.PublicKey = key.PublicKey()
+		}
+		if described != want {
+			t.Fatalf("the metadata is %+v, not %+v", described, want)
+		}
+		if current, err := k.Secrets.Current(t.Context(), path); err != nil || current != second {
+			t.Fatalf("the current version is %q (%v), not %q", current, err, second)
+		}
+		versions, err := k.Secrets.Versions(t.Context(), path)
+		if err != nil || len(versions) != 2 || versions[0] != first || versions[1] != second {
+			t.Fatalf("the versions are %v (%v), not %q and %q, oldest first", versions, err, first, second)
+		}
+	})
+
+	t.Run("the current version is fetched by no name, and an earlier one by its own", func(t *testing.T) {
+		k := start(t)
+		first := k.Put(t, path, other.RevealBase64(), other.PublicKey())
+		second := k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		for _, c := range []struct {
+			ask, version string
+			key          backupkey.Key
+		}{{"", second, key}, {second, second, key}, {first, first, other}} {
+			value, err := k.Secrets.Fetch(t.Context(), path, c.ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if value.Version != c.version || !value.Key.Fits(c.key.PublicKey()) {
+				t.Fatalf("asked for %q, got version %q with public key %s", c.ask, value.Version, value.Key.PublicKey())
+			}
+			if err := value.Verify(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+
+	raw := key.Reveal()
+	for name, text := range map[string]string{
+		"unpadded base64":                      base64.RawStdEncoding.EncodeToString(raw),
+		"padded base64 with a line's end":      base64.StdEncoding.EncodeToString(raw) + "\n",
+		"a Matrix recovery key":                utils.EncodeBase58RecoveryKey(raw),
+		"a Matrix recovery key and line's end": utils.EncodeBase58RecoveryKey(raw) + "\n",
+	} {
+		t.Run("a key is read as "+name, func(t *testing.T) {
+			k := start(t)
+			k.Put(t, path, text, base64.StdEncoding.EncodeToString(mustPublic(t, key)))
+			value, err := k.Secrets.Fetch(t.Context(), path, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := value.Verify(); err != nil {
+				t.Fatalf("the padded public key in the metadata is not the key's: %v", err)
+			}
+		})
+	}
+
+	t.Run("a value that is no key is refused without showing it", func(t *testing.T) {
+		k := start(t)
+		const text = "c2hvcnQ-not-a-key-hunter2"
+		k.Put(t, path, text, key.PublicKey())
+		_, err := k.Secrets.Fetch(t.Context(), path, "")
+		if !errors.Is(err, backupkey.ErrNotAKey) || kms.Retryable(err) {
+			t.Fatalf("got %v, which must be a lasting ErrNotAKey", err)
+		}
+		if contains(err, "hunter2") {
+			t.Fatal("the error shows the value")
+		}
+	})
+
+	t.Run("a key whose metadata names another public key does not verify, and may later", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), other.PublicKey())
+		value, err := k.Secrets.Fetch(t.Context(), path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := value.Verify(); !errors.Is(err, secret.ErrMismatch) || !kms.Retryable(err) {
+			t.Fatalf("got %v, which must be a retryable ErrMismatch", err)
+		}
+	})
+
+	t.Run("a key without metadata does not verify, and may later", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), "")
+		value, err := k.Secrets.Fetch(t.Context(), path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := value.Verify(); !errors.Is(err, secret.ErrNoMetadata) || !kms.Retryable(err) {
+			t.Fatalf("got %v, which must be a retryable ErrNoMetadata", err)
+		}
+	})
+
+	t.Run("what is not there is not found, by every call", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		ctx := t.Context()
+		_, described := k.Metadata.Current(ctx, "keyherald/nobody")
+		_, current := k.Secrets.Current(ctx, "keyherald/nobody")
+		_, versions := k.Secrets.Versions(ctx, "keyherald/nobody")
+		_, fetched := k.Secrets.Fetch(ctx, "keyherald/nobody", "")
+		_, version := k.Secrets.Fetch(ctx, path, "99")
+		for call, err := range map[string]error{"Metadata.Current": described, "Current": current, "Versions": versions, "Fetch": fetched, "Fetch of a version": version} {
+			if !errors.Is(err, kms.ErrNotFound) || kms.Retryable(err) {
+				t.Errorf("%s: got %v, which must be a lasting ErrNotFound", call, err)
+			}
+		}
+	})
+
+	t.Run("a path that leads elsewhere is refused, by every call", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		ctx := t.Context()
+		for _, bad := range []string{"", ".", "..", "/etc", "../" + path, "keyherald/../keyherald/alice", "keyherald//alice", "keyherald/alice/"} {
+			_, described := k.Metadata.Current(ctx, bad)
+			_, readable := k.Metadata.CanReadSecret(ctx, bad)
+			_, current := k.Secrets.Current(ctx, bad)
+			_, versions := k.Secrets.Versions(ctx, bad)
+			_, fetched := k.Secrets.Fetch(ctx, bad, "1")
+			for _, err := range []error{described, readable, current, versions, fetched} {
+				if !errors.Is(err, kms.ErrBadPath) {
+					t.Errorf("path %q: got %v, which must be ErrBadPath", bad, err)
+				}
+			}
+		}
+	})
+
+	t.Run("a version that leads elsewhere is refused", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		for _, bad := range []string{"../alice/1", "1/../1", "-1", "1 ", "0x1"} {
+			if _, err := k.Secrets.Fetch(t.Context(), path, bad); err == nil || kms.Retryable(err) {
+				t.Errorf("version %q: got %v, which must be a lasting error", bad, err)
+			}
+		}
+	})
+
+	t.Run("the preflight tells credentials that could read a secret from those that could not", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		if readable, err := k.Metadata.CanReadSecret(t.Context(), path); err != nil || readable {
+			t.Errorf("the server's credentials: readable=%v, %v", readable, err)
+		}
+		if readable, err := k.Privileged.CanReadSecret(t.Context(), path); err != nil || !readable {
+			t.Errorf("credentials that may read: readable=%v, %v", readable, err)
+		}
+	})
+}
+
+func mustPublic(t *testing.T, key backupkey.Key) []byte {
+	t.Helper()
+	raw, err := base64.RawStdEncoding.DecodeString(key.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func contains(err error, text string) bool { return err != nil && strings.Contains(err.Error(), text) }
