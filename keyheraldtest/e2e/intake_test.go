@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
+)
+
+const (
+	signingSecret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+	nextSecret    = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
+	foreignSecret = "whsec_eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHg="
+)
+
+type post struct {
+	secret, body, contentType, source string
+	at                                time.Duration
+	headers                           map[string]string
+}
+
+func cloudEvent(id, subject, version string) string {
+	return `{"specversion":"1.0","type":"com.example.rotated","source":"/kms","id":"` + id + `","subject":"` + subject + `","datacontenttype":"application/json","data":{"version":` + version + `}}`
+}
+
+// TestNotifications sends notifications to the real handler, recorder and database, in this order.
+func TestNotifications(t *testing.T) {
+	ctx := t.Context()
+	pg, err := keyheraldtest.StartPostgres(ctx)
+	check(t, err)
+	t.Cleanup(func() { _ = pg.Close() })
+	database, err := pg.NewDatabase(ctx)
+	check(t, err)
+	owner, err := postgres.Open(ctx, database.OwnerURL)
+	check(t, err)
+	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
+	t.Cleanup(func() { _ = owner.Close() })
+	db, err := postgres.Open(ctx, database.WriterURL)
+	check(t, err)
+	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
+	check(t, err)
+	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {
+		Keys:    []intake.Key{{ID: "old", Secret: signingSecret}, {ID: "new", Secret: nextSecret}},
+		Mapping: intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)/backup-key", User: "@{user}:example.org", KMS: "dev"},
+	}}}, intake.Deps{Recorder: engine, Log: zerolog.Nop()})
+	check(t, err)
+	web := echo.New()
+	handler.Register(web)
+
+	good := cloudEvent("1", "keyherald/alice/backup-key", "1")
+	tests := []struct {
+		name   string
+		post   post
+		status int
+	}{
+		{"a new notification is accepted", post{body: good}, http.StatusAccepted},
+		{"the same again is accepted and changes nothing", post{body: good}, http.StatusAccepted},
+		{"the same id with another body is a conflict", post{body: cloudEvent("1", "keyherald/alice/backup-key", "2")}, http.StatusConflict},
+		{"a second valid key is taken", post{body: cloudEvent("2", "keyherald/alice/backup-key", "2"), secret: nextSecret}, http.StatusAccepted},
+		{"a binary CloudEvent is taken", post{body: `{"version":"7"}`, contentType: "application/json", headers: map[string]string{
+			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "b1", "Ce-Subject": "keyherald/bob/backup-key"}}, http.StatusAccepted},
+		{"a forged signature is refused", post{body: good, secret: foreignSecret}, http.StatusUnauthorized},
+		{"no signature is refused", post{body: good, secret: "none"}, http.StatusUnauthorized},
+		{"a stale timestamp is refused", post{body: good, at: -6 * time.Minute}, http.StatusUnauthorized},
+		{"a timestamp from the future is refused", post{body: good, at: 6 * time.Minute}, http.StatusUnauthorized},
+		{"an oversized body is refused", post{body: strings.Repeat("x", intake.MaxBody+1)}, http.StatusRequestEntityTooLarge},
+		{"a path that no mapping knows is accepted and counted", post{body: cloudEvent("3", "other/thing", "1")}, http.StatusAccepted},
+		{"ours but without a version is kept as unusable", post{body: cloudEvent("4", "keyherald/alice/backup-key", `""`)}, http.StatusUnprocessableEntity},
+		{"unusable again gets the same answer", post{body: cloudEvent("4", "keyherald/alice/backup-key", `""`)}, http.StatusUnprocessableEntity},
+		{"a mapping to no user id is unusable", post{body: cloudEvent("5", "keyherald//backup-key", "1")}, http.StatusUnprocessableEntity},
+		{"a batch is refused", post{body: "[" + good + "]", contentType: "application/cloudevents-batch+json"}, http.StatusUnsupportedMediaType},
+		{"a JSON key given twice is refused", post{body: strings.Replace(good, `"id":"1"`, `"id":"1","id":"2"`, 1)}, http.StatusBadRequest},
+		{"deep nesting is refused", post{body: strings.Repeat("[", 100) + strings.Repeat("]", 100)}, http.StatusBadRequest},
+		{"an unknown source is not found", post{body: good, source: "nobody"}, http.StatusNotFound},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if answer := send(t, web, test.post); answer.Code != test.status {
+				t.Errorf("got %d %s, want %d", answer.Code, answer.Body, test.status)
+			}
+		})
+	}
+	rotations, err := db.Rotations(ctx, "", false)
+	check(t, err)
+	if len(rotations) != 3 {
+		t.Errorf("%d rotations came of it, want 3", len(rotations))
+	}
+	counts := map[string]int{}
+	lines, err := db.Log(ctx, "", 1000)
+	check(t, err)
+	for _, line := range lines {
+		counts[line.Action]++
+	}
+	for action, want := range map[string]int{"notification.accepted": 3, "notification.unusable": 2, "rotation.superseded": 1} {
+		if counts[action] != want {
+			t.Errorf("%d events %s, want %d", counts[action], action, want)
+		}
+	}
+	if counts["notification.refused"] < 4 {
+		t.Errorf("%d events notification.refused, want one for each of four reasons", counts["notification.refused"])
+	}
+
+	t.Run("the writer cannot change the log", func(t *testing.T) {
+		for _, statement := range []string{"UPDATE audit_event SET body = ''", "DELETE FROM audit_detail", "TRUNCATE audit_event CASCADE"} {
+			if _, err := db.Exec(ctx, statement); err == nil {
+				t.Errorf("the writer could: %s", statement)
+			}
+			if _, err := owner.Exec(ctx, statement); err == nil || !strings.Contains(err.Error(), "append-only") {
+				t.Errorf("the triggers let the owner: %s: %v", statement, err)
+			}
+		}
+	})
+	t.Run("a database that is down is our fault and asks to come again", func(t *testing.T) {
+		check(t, db.Close())
+		answer := send(t, web, post{body: cloudEvent("9", "keyherald/alice/backup-key", "9")})
+		if answer.Code != http.StatusServiceUnavailable || answer.Header().Get("Retry-After") == "" {
+			t.Errorf("got %d with Retry-After %q", answer.Code, answer.Header().Get("Retry-After"))
+		}
+	})
+}
+
+func send(t *testing.T, web *echo.Echo, p post) *httptest.ResponseRecorder {
+	t.Helper()
+	if p.source == "" {
+		p.source = "kms"
+	}
+	if p.contentType == "" {
+		p.contentType = "application/cloudevents+json"
+	}
+	req := httptest.NewRequest(http.MethodPost, "/notify/"+p.source, strings.NewReader(p.body))
+	req.Header.Set("Content-Type", p.contentType)
+	for name, value := range p.headers {
+		req.Header.Set(name, value)
+	}
+	if p.secret != "none" {
+		if p.secret == "" {
+			p.secret = signingSecret
+		}
+		at := time.Now().Add(p.at)
+		signature, err := intake.Sign(p.secret, "msg", at, []byte(p.body))
+		check(t, err)
+		req.Header.Set("Webhook-Id", "msg")
+		req.Header.Set("Webhook-Timestamp", strconv.FormatInt(at.Unix(), 10))
+		req.Header.Set("Webhook-Signature", "v1,bm90aGluZw== "+signature)
+	}
+	answer := httptest.NewRecorder()
+	web.ServeHTTP(answer, req)
+	return answer
+}
