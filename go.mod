@@ -18,6 +18,7 @@ require (
 	gopkg.in/yaml.v3 v3.0.1
 	maunium.net/go/mautrix v0.31.0
 	modernc.org/sqlite v1.62.0
+	pgregory.net/rapid v1.3.0
 	tailscale.com v1.92.1
 )
 
