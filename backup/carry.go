@@ -2,15 +2,14 @@ package backup
 
 import (
 	"context"
+	"crypto/ecdh"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"slices"
 	"strings"
-
-	"crypto/ecdh"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/backup"
@@ -20,137 +19,192 @@ import (
 )
 
 // CarryOver says what to carry: every room key of From, readable with FromKey, into To, whose public key is ToKey.
+// MaxBodyBytes limits a request's body, 1 MiB if zero. Progress, if set, is called after each request.
 type CarryOver struct {
 	From, To     id.KeyBackupVersion
 	FromKey      backupkey.Key
 	ToKey        string
 	MaxBodyBytes int
+	Progress     func(Carried)
 }
 
-// Carried counts a carry-over. Complete means that the set of (room, session) of the old version is contained in the
-// new one, as read back from the homeserver.
+// Carried counts a carry-over: the old version's room keys, those of them that the new version has, and those that the
+// old key does not open, by session. Complete means that the set of (room, session) of the old version is contained in
+// the new one, each from no later a message on, as read back from the homeserver.
 type Carried struct {
 	Total, Carried int
 	Undecrypted    []id.SessionID
 	Complete       bool
 }
 
-// defaultMaxBody stays far below every homeserver's limit on a request body.
+// defaultMaxBody stays far below every homeserver's limit on a request body (Synapse's is 12.5 MiB).
 const defaultMaxBody = 1 << 20
 
 // CarryOver re-encrypts every room key of the old version that the new one lacks, or has only from a later message on.
 // Everything of a key is kept as it is: its index, counters, and whatever its session data holds. Repeating it is
-// safe, and is how it resumes.
+// safe, and is how it resumes. ErrChanged: To is not the current version; ErrGone: From was deleted.
+//
+// In memory are the old version's keys once, each dropped when it is carried, and of the new version the names. Asking
+// for room after room would need less, but the API names the rooms only by sending all keys, so it would transfer
+// everything twice.
 func (c *Client) CarryOver(ctx context.Context, job CarryOver) (Carried, error) {
+	to, err := publicKey(job.ToKey)
+	if err != nil {
+		return Carried{}, fmt.Errorf("carrying over: the new public key: %w", err)
+	}
+	if job.FromKey.IsZero() {
+		return Carried{}, errors.New("carrying over: there is no old key")
+	}
+	old, err := readRooms[session](ctx, c, job.From)
+	if errors.Is(err, mautrix.MNotFound) {
+		return Carried{}, fmt.Errorf("carrying over from key-backup version %s: %w", job.From, ErrGone)
+	} else if err != nil {
+		return Carried{}, err
+	}
+	have, err := c.names(ctx, job.To)
+	if err != nil {
+		return Carried{}, err
+	}
 	var result Carried
-	raw, err := base64.RawStdEncoding.DecodeString(job.ToKey)
-	if err != nil {
-		return result, fmt.Errorf("carrying over: the new public key is not unpadded base64: %w", err)
-	}
-	public, err := ecdh.X25519().NewPublicKey(raw)
-	if err != nil {
-		return result, fmt.Errorf("carrying over: %w", err)
-	}
-	old, err := c.roomKeys(ctx, job.From)
-	if err != nil {
-		return result, err
-	}
-	have, err := c.roomKeys(ctx, job.To)
-	if err != nil {
-		return result, err
-	}
+	names := rooms[indexed]{}
 	limit := job.MaxBodyBytes
 	if limit <= 0 {
 		limit = defaultMaxBody
 	}
-	batch, size := roomKeys{Rooms: map[id.RoomID]roomSessions{}}, 0
+	b := newBatch(limit)
 	flush := func() error {
-		// Dendrite wipes auth_data on a PUT without rooms.
-		if len(batch.Rooms) == 0 {
+		// A PUT without rooms makes Dendrite wipe auth_data.
+		if b.keys == 0 {
 			return nil
 		}
-		err := c.put(ctx, job.To, batch)
-		batch, size = roomKeys{Rooms: map[id.RoomID]roomSessions{}}, 0
-		return err
+		if err := c.writeRooms(ctx, job.To, b); err != nil {
+			return err
+		}
+		result.Carried += b.keys
+		b = newBatch(limit)
+		if job.Progress != nil {
+			job.Progress(result)
+		}
+		return nil
 	}
-	for room, sessions := range old.Rooms {
-		for sessionID, key := range sessions.Sessions {
-			result.Total++
-			if present, ok := have.Rooms[room].Sessions[sessionID]; ok && present.FirstMessageIndex <= key.FirstMessageIndex {
+	for _, sessions := range old {
+		result.Total += len(sessions)
+	}
+	for _, room := range slices.Sorted(maps.Keys(old)) {
+		names[room] = make(map[id.SessionID]indexed, len(old[room]))
+		for _, sessionID := range slices.Sorted(maps.Keys(old[room])) {
+			key := old[room][sessionID]
+			names[room][sessionID] = indexed{key.FirstMessageIndex}
+			if !lacks(have, room, sessionID, key.FirstMessageIndex) {
 				result.Carried++
 				continue
 			}
-			carried, err := reencrypt(key, job.FromKey, public)
+			plaintext, err := open(key.SessionData, job.FromKey)
 			if err != nil {
 				result.Undecrypted = append(result.Undecrypted, sessionID)
 				continue
 			}
-			weight := len(carried.SessionData) + len(sessionID) + len(room) + 128
-			if size > 0 && size+weight > limit {
+			if key.SessionData, err = seal(plaintext, to); err != nil {
+				return result, fmt.Errorf("encrypting a room key to key-backup version %s: %w", job.To, err)
+			}
+			encoded, err := json.Marshal(key)
+			if err != nil {
+				return result, fmt.Errorf("encoding a room key: %w", err)
+			}
+			if !b.add(room, sessionID, encoded) {
 				if err := flush(); err != nil {
 					return result, err
 				}
+				b.add(room, sessionID, encoded)
 			}
-			if _, ok := batch.Rooms[room]; !ok {
-				batch.Rooms[room] = roomSessions{Sessions: map[id.SessionID]session{}}
-			}
-			batch.Rooms[room].Sessions[sessionID] = carried
-			size += weight
-			result.Carried++
 		}
+		delete(old, room)
 	}
 	if err := flush(); err != nil {
 		return result, err
 	}
-	slices.Sort(result.Undecrypted)
-	if have, err = c.roomKeys(ctx, job.To); err != nil {
+	if have, err = c.names(ctx, job.To); err != nil {
 		return result, err
 	}
-	result.Complete = contained(old, have)
-	return result, nil
-}
-
-func contained(old, in roomKeys) bool {
-	for room, sessions := range old.Rooms {
-		for sessionID := range sessions.Sessions {
-			if _, ok := in.Rooms[room].Sessions[sessionID]; !ok {
-				return false
+	result.Carried = result.Total
+	for room, sessions := range names {
+		for sessionID, key := range sessions {
+			if lacks(have, room, sessionID, key.FirstMessageIndex) {
+				result.Carried--
 			}
 		}
 	}
-	return true
+	result.Complete = result.Carried == result.Total
+	return result, nil
 }
 
-// reencrypt opens session data with the old key and seals it for the new one with a fresh ephemeral key. The plaintext
-// stays raw JSON, so that shared_history and fields nobody knows yet survive.
-func reencrypt(key session, from backupkey.Key, to *ecdh.PublicKey) (session, error) {
-	var sealed backup.EncryptedSessionData[json.RawMessage]
-	if err := json.Unmarshal(key.SessionData, &sealed); err != nil || sealed.Ephemeral.PublicKey == nil {
-		return session{}, errors.New("malformed session data")
+// names reads what the new version has.
+func (c *Client) names(ctx context.Context, version id.KeyBackupVersion) (rooms[indexed], error) {
+	have, err := readRooms[indexed](ctx, c, version)
+	if errors.Is(err, mautrix.MNotFound) {
+		return nil, fmt.Errorf("carrying over into key-backup version %s: %w", version, ErrChanged)
 	}
-	plaintext, err := sealed.Decrypt(&backup.MegolmBackupKey{PrivateKey: from.Private()})
-	if err != nil {
-		return session{}, err
-	}
-	fresh, err := backup.EncryptSessionDataWithPubkey(to, *plaintext)
-	if err != nil {
-		return session{}, err
-	}
-	// EphemeralKey marshals through its pointer.
-	if key.SessionData, err = json.Marshal(map[string]any{"ciphertext": fresh.Ciphertext, "ephemeral": &fresh.Ephemeral, "mac": fresh.MAC}); err != nil {
-		return session{}, err
-	}
-	return key, nil
+	return have, err
 }
 
-func (c *Client) put(ctx context.Context, version id.KeyBackupVersion, keys roomKeys) error {
-	url := c.matrix.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "room_keys", "keys"}, map[string]string{"version": version.String()})
-	_, err := c.matrix.MakeRequest(ctx, http.MethodPut, url, keys, nil)
-	var httpErr mautrix.HTTPError
-	if errors.As(err, &httpErr) && httpErr.RespError != nil && strings.Contains(httpErr.RespError.ErrCode, "WRONG_ROOM_KEYS_VERSION") {
-		return ErrChanged
-	} else if err != nil {
-		return fmt.Errorf("writing room keys into key-backup version %s: %w", version, err)
+// lacks is the plan: a key is written if the new version has none for that session, or one that starts at a later
+// message. Homeservers replace a key by one that is verified, by one that starts earlier, and by one that was forwarded
+// less often (client-server API, "Server-side key backups"; Synapse and Dendrite apply them one by one), so whatever
+// else is there must not be sent: a verified key that starts later would replace a better one.
+func lacks(have rooms[indexed], room id.RoomID, sessionID id.SessionID, firstMessageIndex int) bool {
+	present, ok := have[room][sessionID]
+	return !ok || present.FirstMessageIndex > firstMessageIndex
+}
+
+func publicKey(text string) (*ecdh.PublicKey, error) {
+	raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(text, "="))
+	if err != nil {
+		return nil, errors.New("it is not base64")
 	}
-	return nil
+	return ecdh.X25519().NewPublicKey(raw)
+}
+
+// sealed is session_data of m.megolm_backup.v1.curve25519-aes-sha2. mautrix's own type refuses padded base64, which
+// homeservers store as it comes.
+type sealed struct {
+	Ciphertext string `json:"ciphertext"`
+	Ephemeral  string `json:"ephemeral"`
+	MAC        string `json:"mac"`
+}
+
+// open decrypts session data. The plaintext stays raw JSON, so that shared_history and fields nobody knows yet survive.
+func open(sessionData json.RawMessage, key backupkey.Key) (json.RawMessage, error) {
+	var s sealed
+	if err := json.Unmarshal(sessionData, &s); err != nil {
+		return nil, errors.New("malformed session data")
+	}
+	ephemeral, err := publicKey(s.Ephemeral)
+	if err != nil {
+		return nil, fmt.Errorf("the ephemeral key: %w", err)
+	}
+	decoded := backup.EncryptedSessionData[json.RawMessage]{Ephemeral: backup.EphemeralKey{PublicKey: ephemeral}}
+	if decoded.Ciphertext, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(s.Ciphertext, "=")); err != nil {
+		return nil, errors.New("the ciphertext is not base64")
+	}
+	if decoded.MAC, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(s.MAC, "=")); err != nil {
+		return nil, errors.New("the MAC is not base64")
+	}
+	plaintext, err := decoded.Decrypt(&backup.MegolmBackupKey{PrivateKey: key.Private()})
+	if err != nil {
+		return nil, err
+	}
+	return *plaintext, nil
+}
+
+// seal encrypts with a fresh ephemeral key.
+func seal(plaintext json.RawMessage, to *ecdh.PublicKey) (json.RawMessage, error) {
+	fresh, err := backup.EncryptSessionDataWithPubkey(to, plaintext)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(sealed{
+		Ciphertext: base64.RawStdEncoding.EncodeToString(fresh.Ciphertext),
+		Ephemeral:  base64.RawStdEncoding.EncodeToString(fresh.Ephemeral.Bytes()),
+		MAC:        base64.RawStdEncoding.EncodeToString(fresh.MAC),
+	})
 }

@@ -13,7 +13,11 @@ import (
 )
 
 // Key is a Curve25519 private key of m.megolm_backup.v1.curve25519-aes-sha2. Whatever prints it prints "(redacted)".
-type Key struct{ private *ecdh.PrivateKey }
+//
+// The private key is behind a function because fmt cannot call the methods of a Key in somebody's unexported field: it
+// prints such a field by reflection, and follows a pointer into the bytes where the verb is wrong for it. Nothing that
+// walks values gets into a closure.
+type Key struct{ private func() *ecdh.PrivateKey }
 
 // ErrNotAKey means that a value is no 32-byte key. No error of this package contains the value.
 var ErrNotAKey = errors.New("not a key: 32 bytes are needed, as base64 (padded or not) or as a Matrix recovery key")
@@ -24,7 +28,7 @@ func Parse(value string) (Key, error) {
 	if raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(value, "=")); err == nil && len(raw) == 32 {
 		return FromBytes(raw)
 	}
-	if raw := utils.DecodeBase58RecoveryKey(value); len(raw) == 32 {
+	if raw := utils.DecodeBase58RecoveryKey(strings.Join(strings.Fields(value), "")); len(raw) == 32 {
 		return FromBytes(raw)
 	}
 	return Key{}, ErrNotAKey
@@ -36,7 +40,7 @@ func FromBytes(raw []byte) (Key, error) {
 	if err != nil {
 		return Key{}, ErrNotAKey
 	}
-	return Key{private}, nil
+	return wrap(private), nil
 }
 
 // Generate makes a key.
@@ -45,27 +49,41 @@ func Generate() (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("making a key: %w", err)
 	}
-	return Key{private}, nil
+	return wrap(private), nil
+}
+
+func wrap(private *ecdh.PrivateKey) Key {
+	return Key{func() *ecdh.PrivateKey { return private }}
 }
 
 // IsZero reports the zero Key.
 func (k Key) IsZero() bool { return k.private == nil }
 
-// Reveal returns the 32 bytes.
-func (k Key) Reveal() []byte { return k.private.Bytes() }
+// Reveal returns the 32 bytes; nil for the zero Key.
+func (k Key) Reveal() []byte {
+	if k.private == nil {
+		return nil
+	}
+	return k.private().Bytes()
+}
 
 // RevealBase64 returns the key as m.secret.send carries it: unpadded base64.
 func (k Key) RevealBase64() string { return base64.RawStdEncoding.EncodeToString(k.Reveal()) }
 
-// Private returns the key for the Diffie-Hellman of a backup.
-func (k Key) Private() *ecdh.PrivateKey { return k.private }
+// Private returns the key for the Diffie-Hellman of a backup; nil for the zero Key.
+func (k Key) Private() *ecdh.PrivateKey {
+	if k.private == nil {
+		return nil
+	}
+	return k.private()
+}
 
 // PublicKey is the unpadded base64 of the public key, as auth_data.public_key has it.
 func (k Key) PublicKey() string {
 	if k.private == nil {
 		return ""
 	}
-	return base64.RawStdEncoding.EncodeToString(k.private.PublicKey().Bytes())
+	return base64.RawStdEncoding.EncodeToString(k.private().PublicKey().Bytes())
 }
 
 // Fits reports whether a public key, padded or not, is this key's.
