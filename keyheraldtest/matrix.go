@@ -2,27 +2,34 @@ package keyheraldtest
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.mau.fi/util/dbutil"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
 	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/crypto/signatures"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
+	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
 // Client is a stock mautrix client: its OlmMachine and its sync, with nothing of Keyherald in it.
 type Client struct {
 	*mautrix.Client
-	Machine *crypto.OlmMachine
-	cancel  context.CancelFunc
-	done    chan struct{}
+	Machine   *crypto.OlmMachine
+	store     *crypto.SQLCryptoStore
+	directory string
+	cancel    context.CancelFunc
+	done      chan struct{}
 
 	mu      sync.Mutex
 	pushes  []Push
@@ -48,15 +55,20 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	}
 	state := mautrix.NewMemoryStateStore()
 	client.StateStore = state
+	// mautrix's memory store is not safe for the sync and a caller at once.
+	store, directory, err := cryptoStore(ctx, device)
+	if err != nil {
+		return nil, err
+	}
 	log := zerolog.Nop()
-	machine := crypto.NewOlmMachine(client, &log, crypto.NewMemoryStore(nil), state.(crypto.StateStore))
+	machine := crypto.NewOlmMachine(client, &log, store, state.(crypto.StateStore))
 	if err := machine.Load(ctx); err != nil {
 		return nil, err
 	}
 	if err := machine.ShareKeys(ctx, 0); err != nil {
 		return nil, fmt.Errorf("sharing the keys of %s: %w", device, err)
 	}
-	c := &Client{Client: client, Machine: machine, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
+	c := &Client{Client: client, Machine: machine, store: store, directory: directory, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
 	machine.SecretPushReceiver = func(_ context.Context, evt *crypto.DecryptedOlmEvent, content *event.SecretPushEventContent) {
 		c.mu.Lock()
 		c.pushes = append(c.pushes, Push{Name: string(content.Name), Secret: content.Secret, Raw: evt.Content.VeryRaw})
@@ -79,6 +91,25 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 func (c *Client) Close() {
 	c.cancel()
 	<-c.done
+	_ = c.store.DB.Close()
+	_ = os.RemoveAll(c.directory)
+}
+
+func cryptoStore(ctx context.Context, device id.DeviceID) (*crypto.SQLCryptoStore, string, error) {
+	directory, err := os.MkdirTemp("", "keyherald-client-")
+	if err != nil {
+		return nil, "", err
+	}
+	raw, err := sql.Open("sqlite", "file:"+filepath.Join(directory, "crypto.db")+"?_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)")
+	if err != nil {
+		return nil, directory, err
+	}
+	db, err := dbutil.NewWithDB(raw, "sqlite3")
+	if err != nil {
+		return nil, directory, err
+	}
+	store := crypto.NewSQLCryptoStore(db, nil, "client", device, make([]byte, 32))
+	return store, directory, store.DB.Upgrade(ctx)
 }
 
 // Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key.
@@ -91,6 +122,15 @@ func (c *Client) Bootstrap(ctx context.Context, password string) (string, error)
 		return "", err
 	}
 	return recoveryKey, c.Machine.SignOwnMasterKey(ctx)
+}
+
+// Verify cross-signs this device with the user's recovery key, and reads the user's own keys, as a client's device list does.
+func (c *Client) Verify(ctx context.Context, recoveryKey string) error {
+	if err := c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey); err != nil {
+		return fmt.Errorf("verifying %s: %w", c.DeviceID, err)
+	}
+	_, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true)
+	return err
 }
 
 // CreateBackup makes a key-backup version signed by the device and writes the recovery copy.

@@ -180,7 +180,7 @@ func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
 	w.putKey(t, "1", newKey, newKey.PublicKey())
 
 	receiver := w.login(t, "RECEIVER")
-	check(t, receiver.Machine.VerifyWithRecoveryKey(ctx, w.recoveryKey))
+	check(t, receiver.Verify(ctx, w.recoveryKey))
 	stranger := w.login(t, "STRANGER")
 	w.manage(t, "managed")
 
