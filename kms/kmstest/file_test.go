@@ -67,11 +67,14 @@ func (u unprivileged) CanReadSecret(ctx context.Context, path string) (readable 
 		return u.Client.CanReadSecret(ctx, path)
 	}
 	keys, err := filepath.Glob(filepath.Join(u.dir, path, "*.key"))
-	for _, key := range keys {
-		err = errors.Join(err, os.Chmod(key, 0))
-	}
 	if err != nil {
 		return false, err
+	}
+	for _, key := range keys {
+		if err := os.Chmod(key, 0); err != nil {
+			return false, err
+		}
+		defer func() { err = errors.Join(err, os.Chmod(key, 0o600)) }()
 	}
 	return u.Client.CanReadSecret(ctx, path)
 }

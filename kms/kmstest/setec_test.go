@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -253,11 +254,12 @@ func TestAServerThatIsNotThereIsUnavailable(t *testing.T) {
 }
 
 func TestOnlyTheCAOfTheConfigurationIsTrusted(t *testing.T) {
-	hs := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	hs := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `{"Name":"alice","Versions":[7],"ActiveVersion":7}`)
 	}))
+	hs.Config.ErrorLog = log.New(io.Discard, "", 0)
+	hs.StartTLS()
 	t.Cleanup(hs.Close)
-	hs.Config.ErrorLog = nil
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	check(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: hs.Certificate().Raw}), 0o644))
 	trusting, err := setecmeta.New(setecmeta.Config{URL: hs.URL, CAFile: file})
