@@ -2,7 +2,7 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test vet fmt lint fuzz vuln setup clean
+.PHONY: help build test demo vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
+
+demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS) ./...

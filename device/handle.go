@@ -85,7 +85,6 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	if err := a.store.putJob(ctx, j, a.now()); err != nil {
 		return err
 	}
-	a.wake()
 	return a.report(ctx, protocol.Progress{RotationID: j.Rotation, Attempt: j.Attempt, Stage: protocol.StageTriggerAccepted})
 }
 
@@ -197,10 +196,10 @@ func (a *Account) receive(ctx context.Context, message *todevice.Message) error 
 	if err != nil {
 		return fmt.Errorf("keeping a received secret: %w", err)
 	}
-	a.wake()
 	return nil
 }
 
+// wake starts the work loop, which looks at the journal: call it after a commit.
 func (a *Account) wake() {
 	select {
 	case a.work <- struct{}{}:

@@ -34,7 +34,11 @@ func (a *Account) Run(ctx context.Context) error {
 	defer loops.Wait()
 	loops.Go(func() { a.receiveLoop(ctx, cancel) })
 	loops.Go(func() {
-		repeat(ctx, a.endpoint.Arrived(), 5*time.Second, func() { a.warn(ctx, a.endpoint.Process(ctx, a), "A message could not be handled yet") })
+		repeat(ctx, a.endpoint.Arrived(), 5*time.Second, func() {
+			a.warn(ctx, a.endpoint.Process(ctx, a), "A message could not be handled yet")
+			// Only now: a handler runs inside its transaction, and whoever it woke would look before the commit.
+			a.wake()
+		})
 	})
 	loops.Go(func() {
 		repeat(ctx, a.endpoint.Queued(), time.Second, func() {

@@ -100,6 +100,7 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*D
 	d := &Dendrite{URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir, done: make(chan struct{})}
 	d.cmd = exec.Command(filepath.Join(bin, "dendrite"), "-config", filepath.Join(dir, "dendrite.yaml"), "-http-bind-address", strings.TrimPrefix(d.URL, "http://"), "-really-enable-open-registration")
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the homeserver: %w", err)
 	}

@@ -39,7 +39,11 @@ type Database struct {
 
 // StartPostgres starts a cluster; Close ends it and removes everything.
 func StartPostgres(ctx context.Context) (*Postgres, error) {
-	bin, err := postgresBinaries()
+	initdbProgram, err := postgresProgram("initdb")
+	if err != nil {
+		return nil, err
+	}
+	serverProgram, err := postgresProgram("postgres")
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +57,7 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	}
 	p := &Postgres{dir: dir, done: make(chan struct{})}
 	data := filepath.Join(dir, "data")
-	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
+	initdb := exec.CommandContext(ctx, initdbProgram, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
 	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("running initdb: %w: %s", err, out)
@@ -65,9 +69,10 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making PostgreSQL's log: %w", err)
 	}
-	p.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
+	p.cmd = exec.Command(serverProgram, "-D", data, "-k", dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Pdeathsig: syscall.SIGQUIT}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting PostgreSQL: %w", err)
 	}
@@ -88,6 +93,22 @@ func (p *Postgres) Close() error {
 	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
 	<-p.done
 	return os.RemoveAll(p.dir)
+}
+
+// LogFile is where the cluster logs.
+func (p *Postgres) LogFile() string { return filepath.Join(p.dir, "postgres.log") }
+
+// Dump is the whole of a database as pg_dump writes it.
+func (p *Postgres) Dump(ctx context.Context, database string) ([]byte, error) {
+	program, err := postgresProgram("pg_dump")
+	if err != nil {
+		return nil, err
+	}
+	dump, err := exec.CommandContext(ctx, program, "--dbname", p.url("postgres", database)).Output()
+	if err != nil {
+		return nil, fmt.Errorf("dumping %s: %w", database, err)
+	}
+	return dump, nil
 }
 
 func (p *Postgres) url(role, database string) string {
@@ -125,15 +146,16 @@ func execAll(ctx context.Context, url string, statements ...string) error {
 	return nil
 }
 
-func postgresBinaries() (string, error) {
-	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
+// postgresProgram prefers the newest of Debian's versions, whose programs belong together, over what is in the path.
+func postgresProgram(name string) (string, error) {
+	if found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name); len(found) > 0 {
+		return found[len(found)-1], nil
 	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
-	if len(found) == 0 {
-		return "", errors.New("PostgreSQL's server is missing: apt-get install postgresql")
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("PostgreSQL's %s is missing (apt-get install postgresql): %w", name, err)
 	}
-	return filepath.Dir(found[len(found)-1]), nil
+	return path, nil
 }
 
 // unprivileged gives dir away and returns the user PostgreSQL runs as, since it refuses to run as root.

@@ -148,6 +148,27 @@ func checkVersion(ctx context.Context, schema *dbutil.Database) error {
 	return nil
 }
 
+// CheckWriter fails unless this connection's role may append to the audit log and may neither change it nor the schema.
+func (db *DB) CheckWriter(ctx context.Context) error {
+	var role string
+	var super, appends, changes, creates bool
+	err := db.QueryRow(ctx, `SELECT current_user, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+		has_table_privilege('audit_event', 'INSERT'),
+		has_table_privilege('audit_event', 'UPDATE') OR has_table_privilege('audit_event', 'DELETE') OR has_table_privilege('audit_event', 'TRUNCATE'),
+		has_schema_privilege('public', 'CREATE')`).Scan(&role, &super, &appends, &changes, &creates)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading the role's rights: %w", err)
+	case super:
+		return fmt.Errorf("%s is a superuser", role)
+	case changes || creates:
+		return fmt.Errorf("%s could change the audit log or the schema: it is no writer", role)
+	case !appends:
+		return fmt.Errorf("%s may not append to the audit log", role)
+	}
+	return nil
+}
+
 // Listen delivers the payloads of a NOTIFY channel until ctx ends. A lost connection is made again; what was notified
 // meanwhile is lost, so listeners sweep as well. The empty payload says "look everywhere".
 func (db *DB) Listen(ctx context.Context, channel string, deliver func(payload string)) error {

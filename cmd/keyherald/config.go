@@ -14,6 +14,9 @@ import (
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/filemeta"
+	"github.com/keyherald/keyherald/kms/setecmeta"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -26,6 +29,8 @@ type config struct {
 	Bot          botConfig                `yaml:"bot"`
 	Database     databaseConfig           `yaml:"database"`
 	Sources      map[string]intake.Source `yaml:"sources"`
+	// KMS are the systems whose metadata the server may read, by the names the mappings give them.
+	KMS map[string]kmsConfig `yaml:"kms"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -35,6 +40,35 @@ type botConfig struct {
 	IdentityFile    string    `yaml:"identity_file"`
 	SelfSigningFile string    `yaml:"self_signing_file"`
 	PickleKeyFile   string    `yaml:"pickle_key_file"`
+}
+
+// kmsConfig is one KMS, as the server sees it: metadata alone. CheckPath is a secret's path that `keyherald check` asks for.
+type kmsConfig struct {
+	Type      string `yaml:"type"`
+	URL       string `yaml:"url"`
+	CAFile    string `yaml:"ca_file"`
+	Dir       string `yaml:"dir"`
+	CheckPath string `yaml:"check_path"`
+}
+
+func (k kmsConfig) metadata() (kms.Metadata, error) {
+	switch k.Type {
+	case "setec":
+		return setecmeta.New(setecmeta.Config{URL: k.URL, CAFile: k.CAFile})
+	case "file":
+		return filemeta.New(filemeta.Config{Dir: k.Dir})
+	}
+	return nil, fmt.Errorf("type is %q: write setec, or file (for development only)", k.Type)
+}
+
+func (k kmsConfig) validate() error {
+	switch {
+	case k.Type != "setec" && k.Type != "file":
+		return fmt.Errorf("type is %q: write setec, or file (for development only)", k.Type)
+	case k.CheckPath == "":
+		return errors.New("check_path is missing: write the path of one user's key, such as keyherald/alice/backup-key")
+	}
+	return kms.CheckPath(k.CheckPath)
 }
 
 type databaseConfig struct {
@@ -67,6 +101,17 @@ func loadConfig(path string) (config, error) {
 				c.Sources[name].Keys[i].SecretFile = filepath.Join(dir, key.SecretFile)
 			}
 		}
+	}
+	for name, k := range c.KMS {
+		if err := k.validate(); err != nil {
+			return c, fmt.Errorf("%s: kms.%s: %w", path, name, err)
+		}
+		for _, file := range []*string{&k.CAFile, &k.Dir} {
+			if *file != "" && !filepath.IsAbs(*file) {
+				*file = filepath.Join(dir, *file)
+			}
+		}
+		c.KMS[name] = k
 	}
 	if _, _, err := c.Bot.UserID.Parse(); err != nil {
 		return c, fmt.Errorf("%s: bot.user_id is %q: write @keyherald:your.server", path, c.Bot.UserID)

@@ -55,7 +55,7 @@ func newCommand() *cobra.Command {
 			}
 			return migrate(cmd.Context(), c)
 		}},
-		registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
+		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
 	)
 	return root
 }

@@ -1,0 +1,73 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
+)
+
+// The two binaries, run as an operator runs them, rotate a key in setec and leave no trace of it; and the preflight
+// says what is wrong with each thing that is broken on purpose.
+func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
+	programs := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "goolm", "-o", programs+"/", "../../cmd/...")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v: %s", err, out)
+	}
+	var out bytes.Buffer
+	held := false
+	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Out: &out, Hold: func(ctx context.Context, w *World) error {
+		held = true
+		brokenOnPurpose(ctx, t, w)
+		return nil
+	}})
+	if err != nil || !held {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `{"ok":true,"rotation_state":"done"`) {
+		t.Errorf("the last line is %s", last)
+	}
+	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
+		t.Error("the audit trail does not tell the story")
+	}
+}
+
+func brokenOnPurpose(ctx context.Context, t *testing.T, w *World) {
+	config, err := os.ReadFile(filepath.Join(w.config.Dir, "config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tooMuch, err := w.setec.Principal("too-much", testsetec.DeviceRules(kmsPath))
+	if err != nil {
+		t.Fatal(err)
+	}
+	setecTap := "http://" + w.serverTaps["setec"].Address()
+	for _, test := range []struct{ name, old, new, want string }{
+		{"credentials that can read the secret", setecTap, tooMuch, "CAN READ SECRETS"},
+		{"a KMS that is not there", setecTap, "http://127.0.0.1:1", "FAIL  KMS corporate"},
+		{"a homeserver that is not there", "homeserver: " + "http://" + w.serverTaps["the homeserver"].Address(), "homeserver: http://127.0.0.1:1", "FAIL  homeserver"},
+		{"the owner in place of the writer", "url_file: writer.url", "url_file: owner.url", "FAIL  database role"},
+		{"a public_url that leads nowhere", "public_url: http://" + w.serverTaps["its own door"].Address(), "public_url: http://127.0.0.1:1", "FAIL  registration"},
+		{"a bot without its seed", "self_signing_file: bot-self-signing.seed", "self_signing_file: kms.secret", "FAIL  bot identity"},
+	} {
+		changed := strings.Replace(string(config), test.old, test.new, 1)
+		if changed == string(config) {
+			t.Fatalf("%s: the configuration has no %q", test.name, test.old)
+		}
+		if err := w.write("broken.yaml", changed); err != nil {
+			t.Fatal(err)
+		}
+		out, err := w.keyherald(ctx, "check", "-c", "broken.yaml")
+		if err == nil || !strings.Contains(out, test.want) || !strings.Contains(out, "do: ") {
+			t.Errorf("%s: %v\n%s", test.name, err, out)
+		}
+	}
+}

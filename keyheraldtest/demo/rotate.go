@@ -1,0 +1,218 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// rotate puts a new key into setec, sends setec's owner's notification, and watches until the last device has adopted.
+func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
+	var result Result
+	key, err := backupkey.Generate()
+	if err != nil {
+		return result, err
+	}
+	w.newKey = key
+	before := len(w.stock.Pushes())
+	version, err := w.setec.PutKey(ctx, kmsPath, key)
+	if err != nil {
+		return result, err
+	}
+	s.line("setec now has version %s of %s", version, kmsPath)
+	began := time.Now()
+	rotationID, err := w.notify(ctx, version)
+	if err != nil {
+		return result, err
+	}
+	stockAdopted := make(chan time.Time, 1)
+	watchCtx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	go w.watchStock(watchCtx, before, key, stockAdopted)
+	view := &view{screen: s, began: began}
+	var last time.Time
+	stock, managed := false, false
+	for {
+		select {
+		case at := <-stockAdopted:
+			stock, last, view.stock = true, later(last, at), at
+		case <-watchCtx.Done():
+			return result, fmt.Errorf("the rotation did not come to its end within a minute (stock client %v, managed receiver %v)", stock, managed)
+		case <-time.After(30 * time.Millisecond):
+		}
+		lines, err := w.db.Log(ctx, rotationID.String(), 1000)
+		if err != nil {
+			return result, err
+		}
+		if at, ok := view.show(lines); ok {
+			managed, last = true, later(last, at)
+		}
+		r, err := w.rotation(ctx, rotationID)
+		if err != nil {
+			return result, err
+		}
+		if r.Facts.Attention != "" {
+			return result, fmt.Errorf("the rotation needs attention: %s: %s", r.Facts.Attention, r.NextAction)
+		}
+		if r.Facts.State.Ended() && stock && managed {
+			result.RotationState, result.ElapsedMS = string(r.Facts.State), last.Sub(began).Milliseconds()
+			result.Outcomes, err = w.db.Outcomes(ctx, rotationID)
+			w.receiverDeviceID = view.adopter
+			return result, err
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+func (w *World) rotation(ctx context.Context, key uuid.UUID) (postgres.Rotation, error) {
+	rotations, err := w.db.Rotations(ctx, w.alice, false)
+	for _, r := range rotations {
+		if r.ID == key {
+			return r, err
+		}
+	}
+	return postgres.Rotation{Facts: rotation.Facts{State: rotation.Received}}, err
+}
+
+// watchStock waits until the stock client was pushed a key that is the current version's: that is adoption.
+func (w *World) watchStock(ctx context.Context, before int, key backupkey.Key, adopted chan<- time.Time) {
+	for ctx.Err() == nil {
+		for _, push := range w.stock.Pushes()[before:] {
+			if push.Secret != key.RevealBase64() {
+				continue
+			}
+			at := time.Now()
+			current, err := w.stock.GetKeyBackupLatestVersion(ctx)
+			if err == nil && strings.TrimRight(string(current.AuthData.PublicKey), "=") == key.PublicKey() {
+				adopted <- at
+				return
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// notify sends the signed CloudEvent and returns the rotation it opened.
+func (w *World) notify(ctx context.Context, version string) (uuid.UUID, error) {
+	w.notifications++
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/setec", "id": fmt.Sprintf("demo-%d", w.notifications),
+		"subject": kmsPath, "datacontenttype": "application/json", "data": map[string]string{"version": version}})
+	if err != nil {
+		return uuid.Nil, err
+	}
+	now, message := time.Now(), uuid.NewString()
+	signature, err := intake.Sign(w.signingKey, message, now, body)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	door := "http://" + w.serverTaps["its own door"].Address()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, door+"/notify/corporate-kms", strings.NewReader(string(body)))
+	if err != nil {
+		return uuid.Nil, err
+	}
+	req.Header.Set("Content-Type", "application/cloudevents+json")
+	req.Header.Set("Webhook-Id", message)
+	req.Header.Set("Webhook-Timestamp", strconv.FormatInt(now.Unix(), 10))
+	req.Header.Set("Webhook-Signature", signature)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("notifying: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusAccepted {
+		return uuid.Nil, fmt.Errorf("the notification was answered %s", resp.Status)
+	}
+	rotations, err := w.db.Rotations(ctx, w.alice, false)
+	if err != nil || len(rotations) == 0 {
+		return uuid.Nil, errors.Join(err, errors.New("the notification was accepted and opened no rotation"))
+	}
+	return rotations[0].ID, nil
+}
+
+// view prints the audit log while it grows.
+type view struct {
+	screen
+	began   time.Time
+	shown   int
+	stock   time.Time // when the stock client adopted, until it is told
+	adopter id.DeviceID
+}
+
+func (v *view) say(at time.Time, who, what, color string) {
+	elapsed := at.Sub(v.began).Round(time.Millisecond)
+	v.line("%s  %-34s %s", v.paint("2", fmt.Sprintf("%7s", elapsed)), who, v.paint(color, what))
+}
+
+// show prints what is new, and returns when a managed receiver said that it holds the key.
+func (v *view) show(lines []postgres.LogLine) (adopted time.Time, ok bool) {
+	for _, line := range lines[min(v.shown, len(lines)):] {
+		if line.Time.After(v.stock) {
+			v.tellStock()
+		}
+		what, color := sentence(line)
+		v.say(line.Time, line.Actor, what, color)
+		if strings.Contains(string(line.Detail), `"adopted"`) {
+			adopted, ok = line.Time, true
+			v.adopter = id.DeviceID(line.Actor[strings.LastIndex(line.Actor, "/")+1:])
+		}
+	}
+	v.shown = len(lines)
+	v.tellStock()
+	return adopted, ok
+}
+
+func (v *view) tellStock() {
+	if !v.stock.IsZero() {
+		v.say(v.stock, "the stock client", "holds the new key of the current version", "1;32")
+		v.stock = time.Time{}
+	}
+}
+
+// sentence is an event in words.
+func sentence(line postgres.LogLine) (text, color string) {
+	var detail map[string]any
+	_ = json.Unmarshal(line.Detail, &detail)
+	field := func(name string) string { return fmt.Sprint(detail[name]) }
+	device := line.Subject[strings.LastIndex(line.Subject, "/")+1:]
+	switch line.Action {
+	case "notification.accepted":
+		return "the KMS says: version " + field("version") + " is there", "1"
+	case "trigger.queued":
+		return "triggers " + device, "33"
+	case "trigger.sent":
+		return "the homeserver took the trigger", "33"
+	case "progress.reported":
+		text := strings.ReplaceAll(field("stage"), "_", " ")
+		switch field("stage") {
+		case "backup_created":
+			text += ": version " + field("backup_version") + " beside the old " + field("old_backup_version")
+		case "carried_over":
+			text += ": " + field("carried") + " of " + field("total") + " room keys"
+		}
+		return text, "36"
+	case "delivery.reported":
+		return strings.ReplaceAll(field("outcome"), "_", " ") + ": " + device, "32"
+	case "rotation.done":
+		return "the rotation is done", "1;32"
+	}
+	return line.Action, "0"
+}
