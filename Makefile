@@ -2,7 +2,7 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test demo vet fmt lint fuzz vuln setup clean
+.PHONY: help build test demo bench vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: setup ## Run all tests on real parts, with the race detector
 
 demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep)
+
+bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS) ./...

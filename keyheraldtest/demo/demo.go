@@ -30,6 +30,8 @@ type Result struct {
 	ElapsedMS   int64    `json:"elapsed_ms"`
 	AuditEvents int      `json:"audit_events"`
 	Failed      []string `json:"failed,omitempty"`
+
+	stock time.Duration // from the notification to the stock client's adoption
 }
 
 // ErrNotHeld means that a check failed; the result names it.

@@ -48,7 +48,7 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	for {
 		select {
 		case at := <-stockAdopted:
-			stock, last, view.stock = true, later(last, at), at
+			stock, last, view.stock, result.stock = true, later(last, at), at, at.Sub(began)
 		case <-watchCtx.Done():
 			return result, fmt.Errorf("the rotation did not come to its end within a minute (stock client %v, managed receiver %v)", stock, managed)
 		case <-time.After(30 * time.Millisecond):

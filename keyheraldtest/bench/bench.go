@@ -1,0 +1,107 @@
+// Package bench is the frame of `make bench`: what Keyherald does beside what it should be compared with, in
+// interleaved rounds of one run, so that a busy machine is busy for both. Figures are medians.
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+)
+
+// Row is one benchmark's result. A ratio is turned so that more is better for us.
+type Row struct {
+	Name   string             `json:"name"`
+	Unit   string             `json:"unit"`
+	Ours   float64            `json:"ours"`
+	Beside map[string]float64 `json:"beside"`
+	Ratio  map[string]float64 `json:"ratio"`
+	Rounds int                `json:"rounds"`
+}
+
+// Side is something that is measured: Run does it once and returns the figure of that round, in the row's unit.
+type Side struct {
+	Name string
+	Run  func(ctx context.Context) (float64, error)
+}
+
+// Better says which figure is the better one.
+type Better int
+
+// A duration is better if it is less, a rate if it is more.
+const (
+	Less Better = iota
+	More
+)
+
+// Measure runs every side once to warm up, and then all of them in turn, rounds times.
+func Measure(ctx context.Context, name, unit string, better Better, rounds int, ours Side, beside ...Side) (Row, error) {
+	if rounds < 1 {
+		return Row{}, errors.New("a benchmark needs a round")
+	}
+	sides := append([]Side{ours}, beside...)
+	figures := make([][]float64, len(sides))
+	for round := range rounds + 1 {
+		for i, side := range sides {
+			figure, err := side.Run(ctx)
+			if err != nil {
+				return Row{}, fmt.Errorf("%s, round %d, %s: %w", name, round, side.Name, err)
+			}
+			if round > 0 {
+				figures[i] = append(figures[i], figure)
+			}
+		}
+	}
+	row := Row{Name: name, Unit: unit, Ours: median(figures[0]), Beside: map[string]float64{}, Ratio: map[string]float64{}, Rounds: rounds}
+	for i, side := range beside {
+		other := median(figures[i+1])
+		row.Beside[side.Name] = other
+		row.Ratio[side.Name] = row.Ours / other
+		if better == Less {
+			row.Ratio[side.Name] = other / row.Ours
+		}
+	}
+	return row, nil
+}
+
+func median(figures []float64) float64 {
+	sorted := slices.Sorted(slices.Values(figures))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[middle]
+	}
+	return (sorted[middle-1] + sorted[middle]) / 2
+}
+
+// Print writes the rows as a table for people.
+func Print(out io.Writer, rows []Row) error {
+	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
+	_, _ = fmt.Fprintln(table, "benchmark\tours\tunit\tbeside\tfigure\tratio (more is better)\trounds\t")
+	for _, row := range rows {
+		for _, name := range slices.Sorted(maps.Keys(row.Beside)) {
+			_, _ = fmt.Fprintf(table, "%s\t%.1f\t%s\t%s\t%.1f\t%.3f\t%d\t\n", row.Name, row.Ours, row.Unit, name, row.Beside[name], row.Ratio[name], row.Rounds)
+		}
+	}
+	return table.Flush()
+}
+
+// Write keeps the rows as JSON.
+func Write(path string, rows []Row) error {
+	encoded, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the results: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("writing the results: %w", err)
+	}
+	if err := os.WriteFile(path, append(encoded, '\n'), 0o644); err != nil {
+		return fmt.Errorf("writing the results: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+// script is a side whose rounds give these figures, the first one warming up.
+func script(name string, figures ...float64) Side {
+	return Side{name, func(context.Context) (float64, error) {
+		if len(figures) == 0 {
+			return 0, errors.New("no figure left")
+		}
+		figure := figures[0]
+		figures = figures[1:]
+		return figure, nil
+	}}
+}
+
+func TestARatioIsTurnedSoThatMoreIsBetterForUs(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		better Better
+		want   float64
+	}{
+		{"half the duration is twice as good", Less, 2},
+		{"half the rate is half as good", More, 0.5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			row, err := Measure(t.Context(), "x", "ms", test.better, 3, script("ours", 1000, 7, 5, 1), script("other", 1000, 10, 12, 2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if row.Ours != 5 || row.Beside["other"] != 10 || row.Ratio["other"] != test.want {
+				t.Errorf("got %+v", row)
+			}
+		})
+	}
+}
+
+func TestARoundThatFailsFailsTheBenchmark(t *testing.T) {
+	if _, err := Measure(t.Context(), "x", "ms", Less, 3, script("ours", 1, 2), script("other", 1, 2)); err == nil {
+		t.Error("a figure was made up")
+	}
+}
+
+func TestTheMedianOfAnEvenNumberIsBetweenTheMiddleTwo(t *testing.T) {
+	if got := median([]float64{4, 1, 3, 100}); got != 3.5 {
+		t.Errorf("got %v", got)
+	}
+}

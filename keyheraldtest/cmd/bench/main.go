@@ -1,0 +1,50 @@
+// Command bench is `make bench`.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/keyherald/keyherald/keyheraldtest/bench"
+	"github.com/keyherald/keyherald/keyheraldtest/demo"
+)
+
+func main() {
+	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
+	results := flag.String("results", "bench/results.json", "where the results go")
+	rounds := flag.Int("rounds", 15, "rounds of each benchmark")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *programs, *results, *rounds); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, programs, results string, rounds int) error {
+	absolute, err := filepath.Abs(programs)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "keyherald-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	// One function a row; each brings its own parts.
+	rotation, err := demo.BenchRotation(ctx, demo.Config{Programs: absolute, Dir: dir, Out: os.Stderr}, rounds)
+	if err != nil {
+		return err
+	}
+	rows := []bench.Row{rotation}
+	if err := bench.Print(os.Stdout, rows); err != nil {
+		return err
+	}
+	return bench.Write(results, rows)
+}
