@@ -28,8 +28,10 @@ vet: ## Run go vet
 fmt: ## Fail if a file is not gofmt-ed
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 
-lint: ## Run golangci-lint (config: .golangci.yml)
-	golangci-lint run
+GOLANGCI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/keyherald/golangci-lint-v2.12.0
+lint: ## Run golangci-lint (config: .golangci.yml), built the first time
+	@test -x $(GOLANGCI)/golangci-lint || { echo "building golangci-lint (once, some minutes) …"; GOBIN=$(GOLANGCI) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0; }
+	$(GOLANGCI)/golangci-lint run ./...
 
 fuzz: ## Fuzz every parser for FUZZTIME (default 10s) each
 	@for target in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

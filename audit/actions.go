@@ -24,6 +24,8 @@ const (
 	DeviceEnrolled       Action = "device.enrolled"
 	EnrollmentRefused    Action = "enrollment.refused"
 	DeviceRevoked        Action = "device.revoked"
+	RevocationQueued     Action = "device.revocation_queued"
+	RotationReassigned   Action = "rotation.reassigned"
 	MessageUndecryptable Action = "message.undecryptable"
 	MessageUnusable      Action = "message.unusable"
 	BotLogin             Action = "bot.login"

@@ -238,13 +238,13 @@ func TestAVersionWhoseCreationWasNotAnsweredIsFoundAndNotMadeTwice(t *testing.T)
 				return created
 			})
 			b := backup.New(client)
-			version, made, err := b.Ensure(t.Context(), key, old.ID, deviceSigner(c))
+			version, _, err := b.Ensure(t.Context(), key, old.ID, deviceSigner(c))
 			if alsoTheReadBack {
 				if err == nil || errors.Is(err, backup.ErrChanged) {
 					t.Fatalf("got %v, where nothing could be known", err)
 				}
-				version, made, err = b.Ensure(t.Context(), key, old.ID, deviceSigner(c))
-				if made {
+				var made bool
+				if version, made, err = b.Ensure(t.Context(), key, old.ID, deviceSigner(c)); made {
 					t.Fatal("the repeat made a version")
 				}
 			}

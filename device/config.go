@@ -66,8 +66,10 @@ type KMS struct {
 	Name string `yaml:"name"`
 	Type string `yaml:"type"`
 	URL  string `yaml:"url"`
-	Dir  string `yaml:"dir"`
-	Path string `yaml:"path"`
+	// CAFile is a PEM file with the only CAs to trust; empty means the system's.
+	CAFile string `yaml:"ca_file"`
+	Dir    string `yaml:"dir"`
+	Path   string `yaml:"path"`
 }
 
 // Push says in which forms the key is pushed, and how long the push waits for the carry-over.
@@ -106,7 +108,7 @@ func LoadAccount(path string) (AccountConfig, error) {
 		return config, fmt.Errorf("%s: %w", path, err)
 	}
 	relative(filepath.Dir(path), &config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
-		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir)
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir, &config.KMS.CAFile)
 	return config, nil
 }
 
@@ -150,7 +152,7 @@ func (k KMS) reader() (secret.Reader, error) {
 	if k.Type == "file" {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}
-	return setecsecret.New(setecsecret.Config{URL: k.URL})
+	return setecsecret.New(setecsecret.Config{URL: k.URL, CAFile: k.CAFile})
 }
 
 func readStrict(path string, into any) error {

@@ -126,6 +126,10 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 	if progress.Error != nil {
 		key += "/" + string(progress.Error.Code)
 	}
+	if progress.Carried != nil {
+		// What was incomplete may be completed later, and that is news.
+		key += fmt.Sprintf("/%t/%d", progress.Carried.Complete, progress.Carried.Carried)
+	}
 	return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeProgress.Type, Content: progress}, nil)
 }
 
@@ -234,6 +238,10 @@ func (a *Account) fetch(ctx context.Context, j *job) (backupkey.Key, error) {
 		return backupkey.Key{}, a.kmsError(err)
 	}
 	if err := value.Verify(); err != nil {
+		// Some systems show a version a moment before its metadata: that is no reason to call anybody yet.
+		if kms.Retryable(err) && j.Tries < 2 {
+			return backupkey.Key{}, err
+		}
 		return backupkey.Key{}, stop(protocol.AttentionKeyMismatch, err)
 	}
 	if j.KMSVersion == version {
@@ -354,7 +362,15 @@ func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.K
 			from = old
 		}
 		carried, err := a.backup.CarryOver(ctx, backup.CarryOver{From: id.KeyBackupVersion(version), To: id.KeyBackupVersion(j.NewVersion), FromKey: from, ToKey: key.PublicKey()})
-		if errors.Is(err, backup.ErrChanged) {
+		if errors.Is(err, backup.ErrGone) {
+			// Somebody deleted the old version: there is nothing left to carry, and nobody who could.
+			a.log.Warn().Str("version", version).Msg("An older key-backup version was deleted before it was carried over")
+			report.Complete = false
+			if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
+				return fmt.Errorf("journaling a deleted version: %w", err)
+			}
+			continue
+		} else if errors.Is(err, backup.ErrChanged) {
 			return stop(protocol.AttentionBackupChanged, err)
 		} else if err != nil {
 			return err

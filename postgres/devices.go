@@ -112,6 +112,32 @@ func (db *DB) SetDeviceState(ctx context.Context, key uuid.UUID, state DeviceSta
 	return nil
 }
 
+// RevokedUntold lists revoked devices that were not told yet.
+func (db *DB) RevokedUntold(ctx context.Context) ([]Device, error) {
+	rows, err := db.Query(ctx, `SELECT `+deviceColumns+` FROM device WHERE state = 'revoked' AND revocation_told_at IS NULL ORDER BY id`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the revoked devices: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var devices []Device
+	for rows.Next() {
+		device, err := scanDevice(rows)
+		if err != nil {
+			return nil, fmt.Errorf("reading the revoked devices: %w", err)
+		}
+		devices = append(devices, device)
+	}
+	return devices, rows.Err()
+}
+
+// RevocationTold records that the word to a revoked device is in the outbox.
+func (db *DB) RevocationTold(ctx context.Context, key uuid.UUID, at time.Time) error {
+	if _, err := db.Exec(ctx, `UPDATE device SET revocation_told_at = $1 WHERE id = $2`, at, key); err != nil {
+		return fmt.Errorf("recording that device %s was told: %w", key, err)
+	}
+	return nil
+}
+
 // SawDevice records that a device was heard of, with its status if it sent one.
 func (db *DB) SawDevice(ctx context.Context, key uuid.UUID, at time.Time, status json.RawMessage) error {
 	_, err := db.Exec(ctx, `UPDATE device SET last_seen = $1, status = COALESCE($2, status) WHERE id = $3`, at, nullJSON(status), key)
@@ -177,6 +203,15 @@ func (db *DB) UseCode(ctx context.Context, code, device uuid.UUID) error {
 		return fmt.Errorf("using an enrollment code: %w", err)
 	}
 	return nil
+}
+
+// HasOpenCode reports whether a device of the user may enroll now.
+func (db *DB) HasOpenCode(ctx context.Context, user id.UserID, now time.Time) (open bool, err error) {
+	err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM enrollment_code WHERE user_id = $1 AND NOT burned AND used_by IS NULL AND expires_at > $2)`, user, now).Scan(&open)
+	if err != nil {
+		return false, fmt.Errorf("looking for open codes of %s: %w", user, err)
+	}
+	return open, nil
 }
 
 // WrongTry counts a wrong try against every open code of the user and burns those that had limit of them. It returns

@@ -14,6 +14,7 @@ import (
 	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -68,10 +69,79 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 			if err != nil {
 				return err
 			}
+			if err := e.takeAway(ctx, d); err != nil {
+				return err
+			}
 			return e.db.Notify(ctx, WorkChannel, "")
 		})
 	}
 	return fmt.Errorf("%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
+}
+
+// takeAway makes the open rotations that a revoked device was working on due again: another device acts, or none.
+func (e *Engine) takeAway(ctx context.Context, d postgres.Device) error {
+	open, err := e.db.Rotations(ctx, d.UserID, true)
+	if err != nil {
+		return err
+	}
+	for _, candidate := range open {
+		r, ok, err := e.db.LockRotation(ctx, candidate.ID)
+		if err != nil {
+			return err
+		}
+		attempts, err := e.db.Attempts(ctx, candidate.ID)
+		if err != nil {
+			return err
+		}
+		if !ok || r.Facts.State != rotation.Working || len(attempts) == 0 || attempts[len(attempts)-1].Device != d.ID {
+			continue
+		}
+		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Received, "", ""
+		if err := e.db.UpdateRotation(ctx, r, e.now()); err != nil {
+			return err
+		}
+		err = e.db.Append(ctx, audit.Event{Time: e.now(), Actor: "relay", Action: audit.RotationReassigned, Subject: string(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("from", string(d.DeviceID))}})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tellRevoked queues the word to every revoked device that has not had it, to the keys it was enrolled with.
+func (s *Session) tellRevoked(ctx context.Context) error {
+	devices, err := s.db.RevokedUntold(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		to := crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
+		claims, err := s.endpoint.Claim(ctx, false, to)
+		if err != nil {
+			return err
+		}
+		err = s.endpoint.InTxn(ctx, func(ctx context.Context) error {
+			now := s.now()
+			event := audit.Event{Time: now, Actor: "relay", Action: audit.RevocationQueued, Subject: actorOf(d), Outcome: audit.Accepted}
+			err := s.endpoint.Queue(ctx, todevice.Outgoing{Key: "revoked/" + d.ID.String(), To: to, Type: protocol.TypeRevoked.Type,
+				Content: protocol.Revoked{DeviceID: d.DeviceID, At: protocol.At(now)}}, claims)
+			if errors.Is(err, todevice.ErrNoOneTimeKey) {
+				// It was logged out already, most likely: there is nobody to tell.
+				event.Outcome = audit.Refused
+			} else if err != nil {
+				return err
+			}
+			if err := s.db.RevocationTold(ctx, d.ID, now); err != nil {
+				return err
+			}
+			return s.db.Append(ctx, event)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
@@ -147,9 +217,6 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 	}
 	signed, ok := message.SenderDevice()
 	switch {
-	case known && message.Identity == nil:
-		// The keys are enrolled already, so Admit asked for no identity: another code for the same device changes nothing.
-		return none, protocol.RefusedCodeUsed, nil
 	case !ok || signed.DeviceID != request.DeviceID || request.IdentityKey != message.SenderKey || request.SigningKey != message.SenderSigningKey:
 		return none, protocol.RefusedKeysMismatch, nil
 	case !message.Identity.PinnedTo(request.UserMasterKey):
@@ -166,9 +233,15 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 		return none, "", err
 	}
 	for _, d := range devices {
-		if d.DeviceID == request.DeviceID {
+		if d.DeviceID != request.DeviceID {
+			continue
+		}
+		// The same device may enroll again with a fresh code, after its user's identity was reset. Other keys under its
+		// id are not it, and what was revoked stays so.
+		if d.IdentityKey != message.SenderKey || d.SigningKey != message.SenderSigningKey || d.State == postgres.Revoked {
 			return none, protocol.RefusedIdentityKeyChanged, nil
 		}
+		deviceID = d.ID
 	}
 	device := postgres.Device{ID: deviceID, UserID: message.Sender, DeviceID: request.DeviceID, IdentityKey: message.SenderKey,
 		SigningKey: message.SenderSigningKey, MasterKey: request.UserMasterKey, Name: request.Name, SoftwareVersion: request.SoftwareVersion, EnrolledAt: now}

@@ -46,9 +46,14 @@ func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 		SenderKey id.Curve25519 `json:"sender_key"`
 	}
 	_ = json.Unmarshal(envelope.Content, &content)
-	_, enrolled, err := s.db.DeviceByKey(ctx, envelope.Sender, content.SenderKey)
-	// An enrolled device's keys are pinned: its messages need no word from the homeserver.
-	return todevice.Admission{Identity: !enrolled}, err
+	device, enrolled, err := s.db.DeviceByKey(ctx, envelope.Sender, content.SenderKey)
+	if err != nil {
+		return todevice.Admission{}, err
+	}
+	// An enrolled device's keys are pinned: its messages need no word from the homeserver, unless it may be enrolling
+	// again, after its user's identity was reset.
+	enrolling, err := s.db.HasOpenCode(ctx, envelope.Sender, s.now())
+	return todevice.Admission{Identity: !enrolled || enrolling || device.State != postgres.Enrolled}, err
 }
 
 // Undecryptable audits what could not be read.
@@ -274,11 +279,11 @@ func (s *Session) Sent(ctx context.Context, key, refusal string) error {
 
 // Work sends a trigger for every rotation that is due. An error on one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
+	all := s.tellRevoked(ctx)
 	open, err := s.db.Rotations(ctx, "", true)
 	if err != nil {
-		return err
+		return errors.Join(all, err)
 	}
-	var all error
 	for i := len(open) - 1; i >= 0; i-- {
 		if err := s.advance(ctx, open[i]); err != nil {
 			if ctx.Err() != nil {

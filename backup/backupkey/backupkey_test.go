@@ -82,7 +82,7 @@ func TestTheZeroKeyFitsNothing(t *testing.T) {
 // forms is every way in which a key might be written down by accident.
 func forms(key backupkey.Key) []string {
 	raw := key.Reveal()
-	decimal := strings.Trim(fmt.Sprint(raw), "[]")
+	decimal := strings.Trim(fmt.Sprintf("%d", raw), "[]")
 	return []string{string(raw), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString(raw)), base64.RawStdEncoding.EncodeToString(raw),
 		base64.RawURLEncoding.EncodeToString(raw), utils.EncodeBase58RecoveryKey(raw), decimal, strings.ReplaceAll(decimal, " ", ",")}
 }

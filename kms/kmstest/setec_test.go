@@ -225,7 +225,7 @@ func TestAnswersThatAreNoneGetTheirWord(t *testing.T) {
 			_, readable := metadata.CanReadSecret(t.Context(), "alice")
 			_, current := secrets.Current(t.Context(), "alice")
 			for _, err := range []error{described, readable, current} {
-				if !errors.Is(err, c.want) || kms.Retryable(err) != (c.want == kms.ErrUnavailable) {
+				if !errors.Is(err, c.want) || kms.Retryable(err) != errors.Is(c.want, kms.ErrUnavailable) {
 					t.Errorf("got %v, not %v", err, c.want)
 				} else if strings.Contains(err.Error(), "hunter2") {
 					t.Errorf("the error quotes the answer: %v", err)
