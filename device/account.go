@@ -21,7 +21,6 @@ import (
 
 	"github.com/keyherald/keyherald/backup"
 	"github.com/keyherald/keyherald/crosssigning"
-	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -45,7 +44,7 @@ type Account struct {
 	client   *mautrix.Client
 	endpoint *todevice.Endpoint
 	backup   *backup.Client
-	kms      secret.Reader
+	kms      secretStore
 	now      func() time.Time
 	log      zerolog.Logger
 	work     chan struct{}
@@ -59,7 +58,7 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 	if options.StatusInterval == 0 {
 		options.StatusInterval = time.Hour
 	}
-	reader, err := config.KMS.reader()
+	reader, err := config.KMS.open()
 	if err != nil {
 		return nil, err
 	}

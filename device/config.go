@@ -54,11 +54,12 @@ type Login struct {
 }
 
 // Verification is how the device becomes cross-signed: the user's recovery key, from a file or an environment
-// variable, or a new identity whose recovery key goes into a new 0600 file.
+// variable, or a new identity whose recovery key goes into a new 0600 file, or to a path of the account's KMS.
 type Verification struct {
 	RecoveryKeyFile string `yaml:"recovery_key_file"`
 	RecoveryKeyEnv  string `yaml:"recovery_key_env"`
 	BootstrapTo     string `yaml:"bootstrap_recovery_key_to"`
+	BootstrapToKMS  string `yaml:"bootstrap_recovery_key_to_kms"`
 }
 
 // KMS is where the key comes from. A trigger that names another KMS or path is rejected.
@@ -131,6 +132,8 @@ func (c AccountConfig) validate() error {
 		return errors.New("login.device_id is missing: an access token belongs to a device, and without its id nothing can be encrypted for it")
 	case c.KMS.Name == "" || c.KMS.Path == "":
 		return errors.New("kms: name and path are needed; name is the one the server's mapping gives the KMS")
+	case c.Verification.BootstrapTo != "" && c.Verification.BootstrapToKMS != "":
+		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
 	case len(c.Push.Forms) == 0:
@@ -148,7 +151,13 @@ func (c AccountConfig) validate() error {
 	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
 }
 
-func (k KMS) reader() (secret.Reader, error) {
+// secretStore is what a device asks of its KMS.
+type secretStore interface {
+	secret.Reader
+	secret.Creator
+}
+
+func (k KMS) open() (secretStore, error) {
 	if k.Type == "file" {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}

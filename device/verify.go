@@ -13,6 +13,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/kms"
 )
 
 // Prompt asks the person at the terminal for a secret; nil where there is no terminal.
@@ -105,12 +106,31 @@ func (a *Account) sign(ctx context.Context, self olm.PKSigning, identity crosssi
 	return nil
 }
 
-// bootstrap makes the user's first cross-signing identity. The recovery key is on disk before anything is uploaded:
+// keepRecoveryKey puts a new recovery key where it is kept, and never over an older one.
+func (a *Account) keepRecoveryKey(ctx context.Context, recoveryKey string) error {
+	v := a.config.Verification
+	if v.BootstrapToKMS != "" {
+		err := a.kms.Create(ctx, v.BootstrapToKMS, recoveryKey)
+		if errors.Is(err, kms.ErrExists) {
+			return fmt.Errorf("%s has a recovery key already, of an identity that did not come about: remove it, or name another path: %w", v.BootstrapToKMS, err)
+		}
+		return err
+	}
+	err := writeNew(v.BootstrapTo, recoveryKey+"\n")
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s is there already, of an identity that did not come about: move it away and enroll again", v.BootstrapTo)
+	} else if err != nil {
+		return fmt.Errorf("writing the new recovery key: %w", err)
+	}
+	return nil
+}
+
+// bootstrap makes the user's first cross-signing identity. The recovery key is kept before anything is uploaded:
 // an identity nobody can recover must not come into being.
 func (a *Account) bootstrap(ctx context.Context) (id.Ed25519, error) {
-	path := a.config.Verification.BootstrapTo
-	if path == "" {
-		return "", fmt.Errorf("%s has no cross-signing identity yet: let the user set it up first, or set verification.bootstrap_recovery_key_to to a file for the new recovery key", a.config.UserID)
+	verification := a.config.Verification
+	if verification.BootstrapTo == "" && verification.BootstrapToKMS == "" {
+		return "", fmt.Errorf("%s has no cross-signing identity yet: let the user set it up first, or set verification.bootstrap_recovery_key_to to a file, or …_to_kms to a path of the KMS, for the new recovery key", a.config.UserID)
 	}
 	keys, err := crosssigning.Generate()
 	if err != nil {
@@ -124,8 +144,8 @@ func (a *Account) bootstrap(ctx context.Context) (id.Ed25519, error) {
 	if err != nil {
 		return "", fmt.Errorf("making a recovery key: %w", err)
 	}
-	if err := writeNew(path, fourS.RecoveryKey()+"\n"); err != nil {
-		return "", fmt.Errorf("writing the new recovery key: %w", err)
+	if err := a.keepRecoveryKey(ctx, fourS.RecoveryKey()); err != nil {
+		return "", err
 	}
 	storage := ssss.NewSSSSMachine(a.client)
 	if err := storage.SetKeyData(ctx, fourS.ID, fourS.Metadata); err != nil {

@@ -30,6 +30,7 @@ type Metadata interface {
 // The errors of every client. Ask Retryable, not them, whether to try again.
 var (
 	ErrNotFound    = errors.New("the KMS has no such secret or version")
+	ErrExists      = errors.New("the KMS has a value there already, which is not written over")
 	ErrForbidden   = errors.New("the KMS refuses these credentials")
 	ErrUnavailable = errors.New("the KMS is not available")
 	ErrMalformed   = errors.New("the KMS's answer is malformed")

@@ -35,15 +35,16 @@ func (w *wire) Handle(_ context.Context, message *todevice.Message) error {
 
 func (w *wire) Undecryptable(context.Context, todevice.Envelope, string) error { return nil }
 
-func TestOnTheWireAPushHasNameAndSecretAndNoRequestID(t *testing.T) {
-	w := newWorld(t)
+// endpoint logs a device in whose every message the test sees.
+func (w *world) endpoint(t *testing.T, deviceID id.DeviceID) *todevice.Endpoint {
+	t.Helper()
 	ctx := t.Context()
 	client, err := mautrix.NewClient(w.hs.URL, "", "")
 	check(t, err)
-	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: "WIRE", StoreCredentials: true,
+	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: deviceID, StoreCredentials: true,
 		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: w.alice.String()}})
 	check(t, err)
-	raw, err := sql.Open("sqlite", "file:"+filepath.Join(w.dir, "wire.db")+"?_txlock=immediate&_pragma=journal_mode(WAL)")
+	raw, err := sql.Open("sqlite", "file:"+filepath.Join(w.dir, string(deviceID)+".wire.db")+"?_txlock=immediate&_pragma=journal_mode(WAL)")
 	check(t, err)
 	db, err := dbutil.NewWithDB(raw, "sqlite3")
 	check(t, err)
@@ -54,6 +55,13 @@ func TestOnTheWireAPushHasNameAndSecretAndNoRequestID(t *testing.T) {
 	endpoint, err := todevice.New(todevice.Config{DB: db, Client: client, AccountID: "wire", PickleKey: make([]byte, 32)})
 	check(t, err)
 	check(t, endpoint.PublishKeys(ctx))
+	return endpoint
+}
+
+func TestOnTheWireAPushHasNameAndSecretAndNoRequestID(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	endpoint := w.endpoint(t, "WIRE")
 	signing, identity, err := endpoint.Keys(ctx)
 	check(t, err)
 	check(t, w.stock.Machine.SignOwnDevice(ctx, &id.Device{UserID: w.alice, DeviceID: "WIRE", SigningKey: signing, IdentityKey: identity}))

@@ -4,6 +4,7 @@ package filesecret
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -97,6 +98,29 @@ func (c *Client) Fetch(ctx context.Context, secretPath, version string) (secret.
 		return secret.Value{}, fmt.Errorf("fetching %s, version %s: %w", secretPath, version, err)
 	}
 	return secret.Value{Version: version, Key: key, PublicKey: public}, nil
+}
+
+// Create implements secret.Creator.
+func (c *Client) Create(_ context.Context, secretPath, value string) error {
+	if err := kms.CheckPath(secretPath); err != nil {
+		return err
+	}
+	if err := c.root.MkdirAll(secretPath, 0o700); err != nil {
+		return filemeta.Error(secretPath, err)
+	}
+	for _, file := range []struct{ name, content string }{{"1.key", value}, {"current", "1"}} {
+		f, err := c.root.OpenFile(path.Join(secretPath, file.name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("creating %s: %w", secretPath, kms.ErrExists)
+		} else if err != nil {
+			return filemeta.Error(secretPath, err)
+		}
+		_, err = f.WriteString(file.content)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return filemeta.Error(secretPath, err)
+		}
+	}
+	return nil
 }
 
 // read reads a file that nobody else may read.

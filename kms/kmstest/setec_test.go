@@ -27,7 +27,9 @@ import (
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/filesecret"
 	"github.com/keyherald/keyherald/kms/kmstest"
+	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/kms/setecmeta"
 	"github.com/keyherald/keyherald/kms/setecsecret"
 )
@@ -290,5 +292,36 @@ func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 		if metadata == nil || secrets == nil {
 			t.Errorf("%s: got %v and %v, which must be errors", name, metadata, secrets)
 		}
+	}
+}
+
+func TestWhatIsCreatedIsKeptAndNeverWrittenOver(t *testing.T) {
+	db := setectest.NewDB(t, nil)
+	url := serve(t, db, &recorder{}, acl.ActionGet, acl.ActionInfo, acl.ActionCreateVersion)
+	_, inSetec := setecClients(t, url, url)
+	inDirectory, err := filesecret.New(filesecret.Config{Dir: t.TempDir()})
+	check(t, err)
+	key, err := backupkey.Generate()
+	check(t, err)
+	for name, store := range map[string]interface {
+		secret.Reader
+		secret.Creator
+	}{"setec": inSetec, "a directory": inDirectory} {
+		t.Run(name, func(t *testing.T) {
+			const path = "keyherald/alice/recovery-key"
+			check(t, store.Create(t.Context(), path, key.RevealBase64()))
+			if err := store.Create(t.Context(), path, "another"); !errors.Is(err, kms.ErrExists) {
+				t.Errorf("got %v, want ErrExists", err)
+			}
+			kept, err := store.Fetch(t.Context(), path, "")
+			check(t, err)
+			if kept.Key.RevealBase64() != key.RevealBase64() || kept.Version != "1" {
+				t.Errorf("version %s does not hold what was created", kept.Version)
+			}
+		})
+	}
+	_, readOnly := setecClients(t, url, serve(t, db, &recorder{}, acl.ActionInfo))
+	if err := readOnly.Create(t.Context(), "keyherald/bob/recovery-key", "x"); !errors.Is(err, kms.ErrForbidden) {
+		t.Errorf("got %v without the right to create", err)
 	}
 }

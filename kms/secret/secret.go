@@ -20,6 +20,12 @@ type Reader interface {
 	Fetch(ctx context.Context, path, version string) (Value, error)
 }
 
+// Creator puts something that must be kept into the KMS: the recovery key of an identity the device made.
+type Creator interface {
+	// Create makes the first version of a path. One that has a version already is kms.ErrExists, and stays as it is.
+	Create(ctx context.Context, path, value string) error
+}
+
 // Value is one version of a key. PublicKey is what the metadata says, base64; empty if it says nothing.
 type Value struct {
 	Version   string

@@ -99,6 +99,20 @@ func (c *Client) Fetch(ctx context.Context, path, version string) (secret.Value,
 	return value, nil
 }
 
+// Create implements secret.Creator; it needs setec's actions "info" and "create-version" on the path.
+func (c *Client) Create(ctx context.Context, path, value string) error {
+	if _, err := c.info(ctx, path); err == nil {
+		return fmt.Errorf("creating %s: %w", path, kms.ErrExists)
+	} else if !errors.Is(err, kms.ErrNotFound) {
+		return err
+	}
+	// Version 1 and no other: somebody who was faster is not written over.
+	if err := c.setec.CreateVersion(ctx, path, 1, []byte(value)); err != nil {
+		return translate("creating "+path, err)
+	}
+	return nil
+}
+
 func (c *Client) info(ctx context.Context, path string) (*api.SecretInfo, error) {
 	if err := kms.CheckPath(path); err != nil {
 		return nil, err

@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"database/sql"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// Each trigger is a real one: the server was made to send it, the device received and rejected it.
+func TestADeviceRejectsWhatIsNotForItAndNowAndDoesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.manage(t, "managed")
+	rejected := func(want protocol.ErrorCode) {
+		t.Helper()
+		wait(t, string(want), func() bool { return w.onlyRotation(t).Facts.Attention == want })
+		if w.onlyRotation(t).NextAction == "" || !w.logHas(t, "progress.reported", string(want)) {
+			t.Errorf("%s: the admin is not told what to do, or the log does not have it", want)
+		}
+		if _, err := w.stock.GetKeyBackupLatestVersion(t.Context()); err == nil {
+			t.Errorf("%s: a key-backup version was created", want)
+		}
+	}
+	// The device has seen no sequence yet, so that old and new times come through to the other rules.
+	w.clock.Advance(-rotation.TriggerLife - time.Hour)
+	w.notify(t, "expired", "1")
+	rejected(protocol.RejectedExpired)
+	w.clock.Advance(rotation.TriggerLife + 2*time.Hour)
+	w.notify(t, "future", "2")
+	rejected(protocol.RejectedNotYetIssued)
+	w.clock.Advance(-time.Hour)
+	w.notify(t, "path", "3", func(n *intake.Notification) { n.Path = "keyherald/bob" })
+	rejected(protocol.RejectedKMS)
+	w.notify(t, "kms", "3", func(n *intake.Notification) { n.KMS = "attackers" })
+	rejected(protocol.RejectedKMS)
+	w.notify(t, "secret", "3", func(n *intake.Notification) { n.Secret = "m.cross_signing.master" })
+	rejected(protocol.RejectedSecret)
+}
+
+func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	key, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, "1", key, key.PublicKey())
+	w.manage(t, "managed")
+	w.notify(t, "n1", "1")
+	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	mark, err := w.db.LastSequence(ctx, w.alice)
+	check(t, err)
+	// As after the restore of an older database, with a clock that is a little behind.
+	_, err = w.db.Exec(ctx, `UPDATE sequence_mark SET last = 1`)
+	check(t, err)
+	w.clock.Advance(-2 * time.Minute)
+	before := w.currentVersion(t)
+	w.putKey(t, "2", key, key.PublicKey())
+	w.notify(t, "n2", "2")
+	wait(t, "the rejection", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.RejectedSequence })
+	if after := w.currentVersion(t); after != before {
+		t.Errorf("version %s was created", after)
+	}
+	if last, err := w.db.LastSequence(ctx, w.alice); err != nil || last <= mark {
+		t.Errorf("the server did not learn the device's mark: %d is not above %d (%v)", last, mark, err)
+	}
+}
+
+// Alice's own cross-signed device is as near as a stranger gets: it may push secrets, and not give orders.
+func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	key, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, "1", key, key.PublicKey())
+	w.manage(t, "managed")
+	devices, err := w.db.Devices(ctx, w.alice)
+	check(t, err)
+	fetched, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true)
+	check(t, err)
+	target := fetched[w.alice][devices[0].DeviceID]
+	forged := protocol.Trigger{RotationID: uuid.New(), Attempt: 1, Sequence: time.Now().Add(time.Hour).UnixMicro(), UserID: w.alice, Secret: protocol.SecretMegolmBackup,
+		Action: protocol.ActionPush, KMS: protocol.KMSRef{Name: "dev", Path: "keyherald/alice", Version: "1"}, IssuedAt: protocol.At(time.Now()), ExpiresAt: protocol.At(time.Now().Add(time.Hour))}
+	check(t, w.stock.Machine.SendEncryptedToDevice(ctx, target, protocol.TypeTrigger, event.Content{Parsed: forged}))
+	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?mode=ro&_pragma=busy_timeout(5000)")
+	check(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	count := func(query string) (n int) {
+		check(t, store.QueryRowContext(ctx, query).Scan(&n))
+		return n
+	}
+	wait(t, "the device to put the forged trigger away", func() bool {
+		return count(`SELECT COUNT(*) FROM todevice_inbox WHERE reason LIKE '%`+string(protocol.RejectedNotPinnedBot)+`%'`) == 1
+	})
+	if n := count(`SELECT COUNT(*) FROM journal`); n != 0 {
+		t.Errorf("%d rotations were journaled", n)
+	}
+	if _, err := w.stock.GetKeyBackupLatestVersion(ctx); err == nil {
+		t.Error("a key-backup version was created")
+	}
+	// The forged sequence must not have counted either: the true bot, with a lower one, is obeyed.
+	w.notify(t, "n1", "1")
+	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+}

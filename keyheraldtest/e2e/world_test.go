@@ -1,0 +1,196 @@
+// Package e2e runs the main job on real parts: PostgreSQL, Dendrite, the server's own rooms, managed devices and stock
+// clients.
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/device"
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+const password = "correct horse battery staple"
+
+// world is the server on real parts, with one user whose history only the first key backup holds.
+type world struct {
+	hs          *keyheraldtest.Dendrite
+	clock       *keyheraldtest.Clock // the server's
+	db          *postgres.DB
+	engine      *relay.Engine
+	dir         string
+	alice       id.UserID
+	stock       *keyheraldtest.Client
+	recoveryKey string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	ctx := t.Context()
+	dir := t.TempDir()
+	pg, err := keyheraldtest.StartPostgres(ctx)
+	check(t, err)
+	t.Cleanup(func() { _ = pg.Close() })
+	database, err := pg.NewDatabase(ctx)
+	check(t, err)
+	owner, err := postgres.Open(ctx, database.OwnerURL)
+	check(t, err)
+	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
+	check(t, owner.Close())
+	db, err := postgres.Open(ctx, database.WriterURL)
+	check(t, err)
+	t.Cleanup(func() { _ = db.Close() })
+	check(t, db.CheckSchema(ctx))
+
+	bot := id.NewUserID("keyherald", keyheraldtest.ServerName)
+	masterKey, err := appservice.Keygen(dir, bot)
+	check(t, err)
+	identity, err := appservice.LoadIdentity(filepath.Join(dir, appservice.IdentityFile), filepath.Join(dir, appservice.SelfSigningFile))
+	check(t, err)
+	registration, err := appservice.NewRegistration(nil, bot, "http://127.0.0.1:1", false)
+	check(t, err)
+	encoded, err := yaml.Marshal(registration)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(dir, "registration.yaml"), encoded, 0o600))
+	hs, err := keyheraldtest.StartDendrite(ctx, dir, filepath.Join(dir, "registration.yaml"))
+	check(t, err)
+	t.Cleanup(func() { _ = hs.Close() })
+
+	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
+	clock := &keyheraldtest.Clock{}
+	engine, err := relay.New(relay.Config{Now: clock.Now, DB: db, BotUserID: bot, BotMasterKey: masterKey, Log: log})
+	check(t, err)
+	b, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: hs.URL, ASToken: registration.ASToken, Identity: identity, PickleKey: make([]byte, 32),
+		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) }})
+	check(t, err)
+	run(t, func(ctx context.Context) error { return b.Run(ctx) })
+	run(t, func(ctx context.Context) error {
+		return db.Listen(ctx, relay.WorkChannel, func(string) { b.Wake() })
+	})
+	wait(t, "the bot to lead", func() bool { return b.Leading() })
+
+	w := &world{hs: hs, clock: clock, db: db, engine: engine, dir: dir}
+	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
+	w.alice, err = hs.CreateUser(ctx, "alice", password)
+	check(t, err)
+	w.stock = w.login(t, "STOCK")
+	w.recoveryKey, err = w.stock.Bootstrap(ctx, password)
+	check(t, err)
+	return w
+}
+
+func (w *world) login(t *testing.T, device id.DeviceID) *keyheraldtest.Client {
+	t.Helper()
+	client, err := keyheraldtest.Login(t.Context(), w.hs.URL, w.alice, password, device)
+	check(t, err)
+	t.Cleanup(client.Close)
+	return client
+}
+
+// putKey puts a key into the directory KMS as its next version, public key first.
+func (w *world) putKey(t *testing.T, version string, key backupkey.Key, publicKey string) {
+	t.Helper()
+	dir := filepath.Join(w.dir, "kms", "keyherald", "alice")
+	check(t, os.MkdirAll(dir, 0o700))
+	check(t, os.WriteFile(filepath.Join(dir, version+".pub"), []byte(publicKey), 0o600))
+	check(t, os.WriteFile(filepath.Join(dir, version+".key"), []byte(key.RevealBase64()), 0o600))
+	check(t, os.WriteFile(filepath.Join(dir, "current"), []byte(version), 0o600))
+}
+
+// putRaw replaces what the KMS holds as the key of a version.
+func (w *world) putRaw(t *testing.T, version, value string) {
+	t.Helper()
+	check(t, os.WriteFile(filepath.Join(w.dir, "kms", "keyherald", "alice", version+".key"), []byte(value), 0o600))
+}
+
+// manage enrolls a managed device and runs it until the test ends.
+func (w *world) manage(t *testing.T, name string, change ...func(*device.AccountConfig)) *device.Account {
+	t.Helper()
+	account := w.open(t, name, change...)
+	w.enroll(t, account)
+	run(t, account.Run)
+	return account
+}
+
+func (w *world) enroll(t *testing.T, account *device.Account) {
+	t.Helper()
+	ctx := t.Context()
+	_, err := account.Verify(ctx, nil)
+	check(t, err)
+	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
+	check(t, err)
+	enrollCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	check(t, account.Enroll(enrollCtx, code))
+}
+
+// account is the account file of a managed device of Alice's, as a test changed it, loaded as the program loads it.
+func (w *world) account(t *testing.T, name string, change ...func(*device.AccountConfig)) device.AccountConfig {
+	t.Helper()
+	for file, content := range map[string]string{"password": password, "recovery": w.recoveryKey} {
+		check(t, os.WriteFile(filepath.Join(w.dir, file), []byte(content), 0o600))
+	}
+	config := device.AccountConfig{UserID: w.alice, Homeserver: w.hs.URL, DeviceName: name,
+		Login:        device.Login{PasswordFile: filepath.Join(w.dir, "password")},
+		Verification: device.Verification{RecoveryKeyFile: filepath.Join(w.dir, "recovery")},
+		KMS:          device.KMS{Name: "dev", Type: "file", Dir: filepath.Join(w.dir, "kms"), Path: "keyherald/alice"}, Recovery: "require"}
+	for _, f := range change {
+		f(&config)
+	}
+	raw, err := yaml.Marshal(config)
+	check(t, err)
+	path := filepath.Join(w.dir, "accounts.d", name+".yaml")
+	check(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	check(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), "push:\n    forms: []\n    wait_for_carry: 0s\n", "")), 0o600))
+	loaded, err := device.LoadAccount(path)
+	check(t, err)
+	return loaded
+}
+
+func (w *world) open(t *testing.T, name string, change ...func(*device.AccountConfig)) *device.Account {
+	t.Helper()
+	account, err := w.tryOpen(t, name, change...)
+	check(t, err)
+	return account
+}
+
+func (w *world) tryOpen(t *testing.T, name string, change ...func(*device.AccountConfig)) (*device.Account, error) {
+	t.Helper()
+	account, err := device.Open(t.Context(), w.account(t, name, change...), device.Options{StorePath: w.store(name), PickleKey: make([]byte, 32),
+		StatusInterval: time.Second, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)})
+	if err == nil {
+		t.Cleanup(func() { _ = account.Close() })
+	}
+	return account, err
+}
+
+func (w *world) store(name string) string { return filepath.Join(w.dir, name+".db") }
+
+func (w *world) notify(t *testing.T, id, version string, change ...func(*intake.Notification)) {
+	t.Helper()
+	n := intake.Notification{Source: "dev", ID: id, KeyID: "k1", BodySHA256: [32]byte{1},
+		User: w.alice.String(), Secret: protocol.SecretMegolmBackup, KMS: "dev", Path: "keyherald/alice", Version: version}
+	for _, f := range change {
+		f(&n)
+	}
+	receipt, err := w.engine.Accept(t.Context(), n)
+	check(t, err)
+	if receipt.Answer != intake.Fresh {
+		t.Fatalf("the notification was answered %v", receipt.Answer)
+	}
+}
