@@ -1,19 +1,16 @@
 package device
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"gopkg.in/yaml.v3"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/internal/strictyaml"
 	"github.com/keyherald/keyherald/kms/filesecret"
 	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/kms/setecsecret"
@@ -82,35 +79,39 @@ type Push struct {
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
 func LoadConfig(path string) (Config, error) {
 	config := Config{StatusInterval: time.Hour}
-	if err := readStrict(path, &config); err != nil {
-		return config, err
-	}
-	switch {
-	case config.Accounts == "":
-		return config, fmt.Errorf("%s: accounts_dir is missing: name the directory of account files, such as accounts.d", path)
-	case config.State == "":
-		return config, fmt.Errorf("%s: state_dir is missing: name a directory that is kept, such as /var/lib/keyherald-device", path)
-	case config.PickleKeyFile == "":
-		return config, fmt.Errorf("%s: pickle_key_file is missing: name a file outside of state_dir; it is made if it is missing", path)
-	case config.StatusInterval < time.Second:
-		return config, fmt.Errorf("%s: status_interval is below one second: write 1h", path)
+	file, err := strictyaml.Read(path, &config)
+	if err != nil {
+		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	relative(filepath.Dir(path), &config.Accounts, &config.State, &config.PickleKeyFile)
-	return config, nil
+	return config, file.At(config.validate())
+}
+
+// validate returns errors that begin with the key they are about.
+func (c Config) validate() error {
+	switch {
+	case c.Accounts == "":
+		return errors.New("accounts_dir is missing: name the directory of account files, such as accounts.d")
+	case c.State == "":
+		return errors.New("state_dir is missing: name a directory that is kept, such as /var/lib/keyherald-device")
+	case c.PickleKeyFile == "":
+		return errors.New("pickle_key_file is missing: name a file outside of state_dir; it is made if it is missing")
+	case c.StatusInterval < time.Second:
+		return errors.New("status_interval is below one second: write 1h")
+	}
+	return nil
 }
 
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
 	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second}}
-	if err := readStrict(path, &config); err != nil {
-		return config, err
-	}
-	if err := config.validate(); err != nil {
-		return config, fmt.Errorf("%s: %w", path, err)
+	file, err := strictyaml.Read(path, &config)
+	if err != nil {
+		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	relative(filepath.Dir(path), &config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
 		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir, &config.KMS.CAFile)
-	return config, nil
+	return config, file.At(config.validate())
 }
 
 func (c AccountConfig) validate() error {
@@ -162,19 +163,6 @@ func (k KMS) open() (secretStore, error) {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}
 	return setecsecret.New(setecsecret.Config{URL: k.URL, CAFile: k.CAFile})
-}
-
-func readStrict(path string, into any) error {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("reading the configuration: %w", err)
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(raw))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }
 
 func relative(dir string, paths ...*string) {

@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -50,6 +51,21 @@ type source struct {
 	mapping Mapping
 	pattern *regexp.Regexp
 }
+
+// Validate checks what can be checked without reading a file. Errors begin with the key they are about.
+func (s Source) Validate(name string) error {
+	for i := range s.Keys {
+		if s.Keys[i].SecretFile != "" && s.Keys[i].Secret == "" && s.Keys[i].ID != "" {
+			s.Keys = append([]Key(nil), s.Keys...)
+			s.Keys[i].SecretFile, s.Keys[i].Secret = "", placeholderSecret
+		}
+	}
+	_, err := s.compile(name)
+	return err
+}
+
+// placeholderSecret stands for a secret in a file that is not read yet.
+var placeholderSecret = "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))
 
 func (s Source) compile(name string) (*source, error) {
 	at := "sources." + name

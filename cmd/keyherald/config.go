@@ -1,19 +1,21 @@
 package main
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
-	"gopkg.in/yaml.v3"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/internal/strictyaml"
 	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/kms/filemeta"
 	"github.com/keyherald/keyherald/kms/setecmeta"
@@ -68,7 +70,10 @@ func (k kmsConfig) validate() error {
 	case k.CheckPath == "":
 		return errors.New("check_path is missing: write the path of one user's key, such as keyherald/alice/backup-key")
 	}
-	return kms.CheckPath(k.CheckPath)
+	if err := kms.CheckPath(k.CheckPath); err != nil {
+		return fmt.Errorf("check_path: %w", err)
+	}
+	return nil
 }
 
 type databaseConfig struct {
@@ -77,54 +82,68 @@ type databaseConfig struct {
 	Roles        postgres.Roles `yaml:"roles"`
 }
 
-// loadConfig reads config.yaml strictly: an unknown key is an error with its line.
+// loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
 	c := config{Listen: "127.0.0.1:8009"}
-	raw, err := os.ReadFile(path)
+	file, err := strictyaml.Read(path, &c)
 	if err != nil {
-		return c, fmt.Errorf("reading the configuration: %w", err)
+		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(raw))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&c); err != nil {
-		return c, fmt.Errorf("%s: %w; config.example.yaml shows every key", path, err)
-	}
-	dir := filepath.Dir(path)
-	for _, file := range []*string{&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile} {
-		if *file != "" && !filepath.IsAbs(*file) {
-			*file = filepath.Join(dir, *file)
-		}
-	}
-	for name, source := range c.Sources {
-		for i, key := range source.Keys {
-			if key.SecretFile != "" && !filepath.IsAbs(key.SecretFile) {
-				c.Sources[name].Keys[i].SecretFile = filepath.Join(dir, key.SecretFile)
-			}
+	c.resolve(filepath.Dir(path))
+	return c, file.At(c.validate())
+}
+
+// resolve makes relative paths relative to the configuration's directory.
+func (c *config) resolve(dir string) {
+	absolute(dir, &c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile)
+	for _, source := range c.Sources {
+		for i := range source.Keys {
+			absolute(dir, &source.Keys[i].SecretFile)
 		}
 	}
 	for name, k := range c.KMS {
-		if err := k.validate(); err != nil {
-			return c, fmt.Errorf("%s: kms.%s: %w", path, name, err)
-		}
-		for _, file := range []*string{&k.CAFile, &k.Dir} {
-			if *file != "" && !filepath.IsAbs(*file) {
-				*file = filepath.Join(dir, *file)
-			}
-		}
+		absolute(dir, &k.CAFile, &k.Dir)
 		c.KMS[name] = k
 	}
-	if _, _, err := c.Bot.UserID.Parse(); err != nil {
-		return c, fmt.Errorf("%s: bot.user_id is %q: write @keyherald:your.server", path, c.Bot.UserID)
-	}
-	for key, value := range map[string]string{
-		"homeserver": c.Homeserver, "registration": c.Registration, "bot.identity_file": c.Bot.IdentityFile,
-		"bot.self_signing_file": c.Bot.SelfSigningFile, "bot.pickle_key_file": c.Bot.PickleKeyFile, "database.url_file": c.Database.URLFile,
-	} {
-		if value == "" {
-			return c, fmt.Errorf("%s: %s is missing: config.example.yaml shows it", path, key)
+}
+
+func absolute(dir string, paths ...*string) {
+	for _, path := range paths {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
 		}
 	}
-	return c, nil
+}
+
+// validate returns errors that begin with the key they are about.
+func (c config) validate() error {
+	if _, _, err := c.Bot.UserID.Parse(); err != nil {
+		return fmt.Errorf("bot.user_id is %q: write @keyherald:your.server", c.Bot.UserID)
+	}
+	for _, needed := range []struct{ key, value string }{
+		{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}, {"registration", c.Registration}, {"bot.identity_file", c.Bot.IdentityFile},
+		{"bot.self_signing_file", c.Bot.SelfSigningFile}, {"bot.pickle_key_file", c.Bot.PickleKeyFile}, {"database.url_file", c.Database.URLFile},
+	} {
+		if needed.value == "" {
+			return fmt.Errorf("%s is missing: config.example.yaml shows it", needed.key)
+		}
+	}
+	for _, address := range []struct{ key, value string }{{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}} {
+		if u, err := url.Parse(address.value); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return fmt.Errorf("%s is %q: write an address such as https://matrix.example.org", address.key, address.value)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
+		if err := c.Sources[name].Validate(name); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
+		if err := c.KMS[name].validate(); err != nil {
+			return fmt.Errorf("kms.%s.%w", name, err)
+		}
+	}
+	return nil
 }
 
 func (c config) identity() (appservice.Identity, error) {
