@@ -21,7 +21,8 @@ import (
 func TestADeviceThatIsNotCrossSignedIsNotEnrolled(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	endpoint := w.endpoint(t, "UNSIGNED")
+	receiver := w.receiver(t, "UNSIGNED")
+	endpoint := receiver.Endpoint
 	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
 	check(t, err)
 	identities, err := endpoint.Identities(ctx, w.alice, code.BotUserID)
@@ -41,14 +42,12 @@ func TestADeviceThatIsNotCrossSignedIsNotEnrolled(t *testing.T) {
 	}))
 	_, err = endpoint.Flush(ctx, nil)
 	check(t, err)
-	receiver := &wire{map[string]string{}, map[[32]byte]int{}}
 	wait(t, "the answer", func() bool {
-		check(t, endpoint.Sync(ctx, time.Second))
-		check(t, endpoint.Process(ctx, receiver))
-		return receiver.payloads[protocol.TypeEnrollResponse.Type] != ""
+		check(t, receiver.Receive(ctx))
+		return receiver.Payloads()[protocol.TypeEnrollResponse.Type] != ""
 	})
 	var answer protocol.EnrollResponse
-	check(t, json.Unmarshal([]byte(receiver.payloads[protocol.TypeEnrollResponse.Type]), &answer))
+	check(t, json.Unmarshal([]byte(receiver.Payloads()[protocol.TypeEnrollResponse.Type]), &answer))
 	if answer.Accepted || answer.Reason != protocol.RefusedNotCrossSigned {
 		t.Errorf("got %+v", answer)
 	}
