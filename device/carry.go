@@ -1,0 +1,87 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/backup"
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/protocol"
+)
+
+// carryOver is step 7, for every older version that is not finished.
+func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.Key) error {
+	rows, err := a.store.db.Query(ctx, `SELECT version FROM carry WHERE NOT finished ORDER BY version`)
+	if err != nil {
+		return fmt.Errorf("reading what to carry over: %w", err)
+	}
+	var versions []string
+	for rows.Next() {
+		var version string
+		if err := rows.Scan(&version); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		versions = append(versions, version)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return fmt.Errorf("reading what to carry over: %w", err)
+	}
+	report := protocol.CarriedReport{Complete: true}
+	for _, version := range versions {
+		from := oldKey
+		if version != j.OldVersion {
+			old, ok, err := a.keyOfVersion(ctx, version)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				report.Complete = false
+				continue
+			}
+			from = old
+		}
+		carried, err := a.backup.CarryOver(ctx, backup.CarryOver{From: id.KeyBackupVersion(version), To: id.KeyBackupVersion(j.NewVersion), FromKey: from, ToKey: key.PublicKey()})
+		if errors.Is(err, backup.ErrGone) {
+			// Somebody deleted the old version: there is nothing left to carry, and nobody who could.
+			a.log.Warn().Str("version", version).Msg("An older key-backup version was deleted before it was carried over")
+			report.Complete = false
+			if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
+				return fmt.Errorf("journaling a deleted version: %w", err)
+			}
+			continue
+		} else if errors.Is(err, backup.ErrChanged) {
+			return stop(protocol.AttentionBackupChanged, err)
+		} else if err != nil {
+			return err
+		}
+		report.Total += carried.Total
+		report.Carried += carried.Carried
+		report.Undecrypted += len(carried.Undecrypted)
+		for _, sessionID := range carried.Undecrypted[:min(len(carried.Undecrypted), 100)] {
+			report.Sessions = append(report.Sessions, sessionID.String())
+		}
+		if !carried.Complete {
+			report.Complete = false
+		} else if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
+			return fmt.Errorf("journaling a finished carry-over: %w", err)
+		}
+	}
+	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		return a.report(ctx, protocol.Progress{RotationID: j.Rotation, Attempt: j.Attempt, Stage: protocol.StageCarriedOver, Carried: &report})
+	})
+	if err == nil && !report.Complete {
+		return stop(protocol.AttentionCarryOverIncomplete, fmt.Errorf("%d of %d room keys could not be carried over", report.Total-report.Carried, report.Total))
+	}
+	return err
+}
+
+func (a *Account) keyOfVersion(ctx context.Context, version string) (backupkey.Key, bool, error) {
+	old, err := a.backup.Get(ctx, id.KeyBackupVersion(version))
+	if err != nil || old == nil {
+		return backupkey.Key{}, false, err
+	}
+	return a.findKey(ctx, old.PublicKey)
+}

@@ -1,0 +1,161 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Fleet runs every account file of a directory and notices added, removed and changed ones within two seconds.
+type Fleet struct {
+	config    Config
+	pickleKey []byte
+	log       zerolog.Logger
+}
+
+// NewFleet reads or makes the pickle key.
+func NewFleet(config Config, log zerolog.Logger) (*Fleet, error) {
+	key, err := loadPickleKey(config.PickleKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &Fleet{config, key, log}, nil
+}
+
+// Files names the account files, by account name.
+func (f *Fleet) Files() (map[string]string, error) {
+	paths, err := filepath.Glob(filepath.Join(f.config.Accounts, "*.yaml"))
+	if err != nil {
+		return nil, fmt.Errorf("reading accounts_dir: %w", err)
+	}
+	files := map[string]string{}
+	for _, path := range paths {
+		files[strings.TrimSuffix(filepath.Base(path), ".yaml")] = path
+	}
+	return files, nil
+}
+
+// Open opens one account by its name.
+func (f *Fleet) Open(ctx context.Context, name string) (*Account, error) {
+	config, err := LoadAccount(filepath.Join(f.config.Accounts, name+".yaml"))
+	if err != nil {
+		return nil, err
+	}
+	return Open(ctx, config, Options{StorePath: filepath.Join(f.config.State, name+".db"), PickleKey: f.pickleKey,
+		StatusInterval: f.config.StatusInterval, Log: f.log.With().Str("account", name).Logger()})
+}
+
+type running struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	stamp  time.Time
+}
+
+// Run keeps the accounts running until ctx ends.
+func (f *Fleet) Run(ctx context.Context) error {
+	accounts := map[string]*running{}
+	ticker := time.NewTicker(2 * time.Second)
+	defer ticker.Stop()
+	for {
+		files, err := f.Files()
+		if err != nil {
+			f.log.Error().Err(err).Msg("The account files could not be read")
+		}
+		for name, r := range accounts {
+			select {
+			case <-r.done:
+				delete(accounts, name)
+				continue
+			default:
+			}
+			info, err := os.Stat(files[name])
+			if ctx.Err() != nil || err != nil || !info.ModTime().Equal(r.stamp) {
+				r.cancel()
+				<-r.done
+				delete(accounts, name)
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		for name, path := range files {
+			info, err := os.Stat(path)
+			if _, there := accounts[name]; there || err != nil {
+				continue
+			}
+			accountCtx, cancel := context.WithCancel(ctx)
+			r := &running{cancel: cancel, done: make(chan struct{}), stamp: info.ModTime()}
+			accounts[name] = r
+			go func() {
+				defer close(r.done)
+				f.runAccount(accountCtx, name)
+			}()
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// runAccount runs one account until it ends; an account that is not enrolled yet, or is being enrolled by another
+// process, is let go and looked at again in a while.
+func (f *Fleet) runAccount(ctx context.Context, name string) {
+	log := f.log.With().Str("account", name).Logger()
+	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil {
+		wait(ctx, 2*time.Second)
+		return
+	}
+	account, err := f.Open(ctx, name)
+	if err != nil {
+		if !errors.Is(err, errInUse) {
+			log.Error().Err(err).Msg("The account could not be opened")
+		}
+		wait(ctx, 2*time.Second)
+		return
+	}
+	defer func() { _ = account.Close() }()
+	enrolled, err := account.Enrolled(ctx)
+	if err != nil || !enrolled {
+		log.Warn().Err(err).Msg("The account is not enrolled: run keyherald-device enroll")
+		_ = account.Close()
+		wait(ctx, 2*time.Second)
+		return
+	}
+	log.Info().Msg("The managed device is running")
+	if err := account.Run(ctx); err != nil && ctx.Err() == nil {
+		log.Error().Err(err).Msg("The account stopped and will start again")
+		wait(ctx, 2*time.Second)
+	}
+}
+
+// Describe is an account's state for `keyherald-device status`, without a network.
+func Describe(ctx context.Context, path string) (map[string]any, error) {
+	store, err := openStore(ctx, path, make([]byte, 32))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = store.close() }()
+	description := map[string]any{}
+	for _, name := range []string{"our_version", "our_kms_version", "sequence", "bot_device"} {
+		if description[name], err = store.get(ctx, name); err != nil {
+			return nil, err
+		}
+	}
+	jobs, err := store.jobs(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	var list []map[string]any
+	for _, j := range jobs {
+		list = append(list, map[string]any{"rotation": j.Rotation, "attempt": j.Attempt, "stage": j.Stage, "ended": j.Ended, "last_error": j.LastError})
+	}
+	description["rotations"] = list
+	return description, nil
+}

@@ -1,0 +1,128 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/backup"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// push is step 8: who is to have the key is decided once and journaled; each (target, form) is encrypted once.
+func (a *Account) push(ctx context.Context, j *job, p pin) error {
+	const round = 1
+	if j.Plan == nil {
+		if err := a.plan(ctx, j, p, round); err != nil {
+			return err
+		}
+	}
+	if _, err := a.endpoint.Flush(ctx, nil); err != nil {
+		return err
+	}
+	for i, delivery := range j.Plan {
+		if delivery.Outcome != "" {
+			continue
+		}
+		outcome := protocol.OutcomeSent
+		for _, form := range delivery.Forms {
+			switch state, err := a.endpoint.State(ctx, pushKey(j, round, delivery.DeviceID, form)); {
+			case err != nil:
+				return err
+			case state == "pending":
+				return errors.New("the homeserver has not taken every push yet")
+			case state != "sent":
+				outcome = protocol.OutcomeFailed
+			}
+		}
+		j.Plan[i].Outcome = outcome
+	}
+	j.Stage = protocol.StagePushed
+	return a.commit(ctx, j, protocol.Progress{Stage: protocol.StagePushed, Deliveries: j.Plan})
+}
+
+func pushKey(j *job, round int, device id.DeviceID, form string) string {
+	return fmt.Sprintf("push/%s/%d/%s/%s", j.Rotation, round, device, form)
+}
+
+// plan queries the devices afresh, drops those that must not or cannot have the key, reads the current version once
+// more, and commits ciphertexts and plan together.
+func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
+	identities, err := a.endpoint.Identities(ctx, a.config.UserID)
+	if err != nil {
+		return err
+	}
+	identity := identities[a.config.UserID]
+	if !identity.PinnedTo(p.OwnMasterKey) {
+		return stop(protocol.AttentionNotCrossSigned, errors.New("the user's master key is not the pinned one"))
+	}
+	plan := []protocol.Delivery{}
+	var targets []crosssigning.Device
+	for _, device := range identity.Devices {
+		delivery := protocol.Delivery{DeviceID: device.DeviceID, Round: round}
+		switch {
+		case device.DeviceID == a.client.DeviceID:
+			continue
+		case slices.Contains(j.Trigger.Exclude, device.DeviceID):
+			delivery.Outcome = protocol.OutcomeSkippedExcluded
+		case device.Dehydrated:
+			delivery.Outcome = protocol.OutcomeSkippedDehydrated
+		case !device.CrossSigned:
+			delivery.Outcome = protocol.OutcomeSkippedUnverified
+		default:
+			targets = append(targets, device)
+		}
+		if delivery.Outcome != "" {
+			plan = append(plan, delivery)
+		}
+	}
+	claims, err := a.endpoint.Claim(ctx, false, targets...)
+	if err != nil {
+		return err
+	}
+	current, err := a.backup.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if current == nil || current.ID.String() != j.NewVersion {
+		return stop(protocol.AttentionBackupChanged, backup.ErrChanged)
+	}
+	key, ok, err := a.store.key(ctx, current.PublicKey)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return stop(protocol.AttentionBackupChanged, errors.New("the current version is not the rotation's"))
+	}
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		queued := slices.Clone(plan)
+		for _, target := range targets {
+			delivery := protocol.Delivery{DeviceID: target.DeviceID, Round: round}
+			for _, form := range a.config.Push.Forms {
+				content, err := msc4385.Build(form, protocol.SecretMegolmBackup, msc4385.NewSecret(key.RevealBase64()))
+				if err != nil {
+					return err
+				}
+				err = a.endpoint.Queue(ctx, todevice.Outgoing{Key: pushKey(j, round, target.DeviceID, string(form)), To: target, Type: string(form), Content: content}, claims)
+				if errors.Is(err, todevice.ErrNoOneTimeKey) {
+					delivery.Outcome = protocol.OutcomeNoOneTimeKey
+					break
+				} else if err != nil {
+					return err
+				}
+				delivery.Forms = append(delivery.Forms, string(form))
+			}
+			queued = append(queued, delivery)
+		}
+		slices.SortFunc(queued, func(x, y protocol.Delivery) int { return strings.Compare(x.DeviceID.String(), y.DeviceID.String()) })
+		j.Plan = queued
+		return a.store.putJob(ctx, j, a.now())
+	})
+}
