@@ -96,7 +96,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 		deps.Now = time.Now
 	}
 	h := &Handler{sources: map[string]*source{}, deps: deps, inFlight: make(chan struct{}, maxInFlight), refusals: map[refusal]int{},
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer."}, []string{"source", "answer"})}
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, or the HTTP status."}, []string{"source", "answer"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.answers); err != nil {
 			return nil, fmt.Errorf("intake: %w", err)
@@ -311,7 +311,11 @@ func (h *Handler) busy(c echo.Context, source, message string) error {
 
 func (h *Handler) answer(c echo.Context, source string, status int, word string, receipt *Receipt) error {
 	if source != "" {
-		h.answers.WithLabelValues(source, fmt.Sprint(status)).Inc()
+		label := fmt.Sprint(status)
+		if status == http.StatusAccepted {
+			label = word // accepted, duplicate or unmapped: a fixed few, while problems are free text
+		}
+		h.answers.WithLabelValues(source, label).Inc()
 	}
 	body := map[string]string{"result": strings.TrimSpace(word)}
 	if receipt != nil && receipt.RotationID != "" {

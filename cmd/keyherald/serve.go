@@ -129,6 +129,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("preparing the background jobs: %w", err)
 	}
+	metrics.MustRegister(gauges{db, bot})
 	web := newWeb(registration, notifications, bot, db, metrics)
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {

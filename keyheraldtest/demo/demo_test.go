@@ -3,6 +3,8 @@ package demo
 import (
 	"bytes"
 	"context"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +27,7 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	held := false
 	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
+		metricsTellTheStory(ctx, t, w)
 		brokenOnPurpose(ctx, t, w)
 		return nil
 	}})
@@ -37,6 +40,28 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
 		t.Error("the audit trail does not tell the story")
+	}
+}
+
+func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.listen+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`keyherald_rotations{state="done"} 1`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
+		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`} {
+		if !strings.Contains(string(text), line+"\n") {
+			t.Errorf("/metrics has no %s", line)
+		}
 	}
 }
 

@@ -3,11 +3,29 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/event"
+
+	"github.com/keyherald/keyherald/keyheraldtest"
 )
+
+// cluster is the package's PostgreSQL; every test has a database and roles of its own in it.
+var cluster *keyheraldtest.Postgres
+
+func TestMain(m *testing.M) {
+	var err error
+	if cluster, err = keyheraldtest.StartPostgres(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	_ = cluster.Close()
+	os.Exit(status)
+}
 
 var backupSecret = event.AccountDataMegolmBackupKey
 

@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/intake"
-	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 )
@@ -36,10 +35,7 @@ func cloudEvent(id, subject, version string) string {
 // TestNotifications sends notifications to the real handler, recorder and database, in this order.
 func TestNotifications(t *testing.T) {
 	ctx := t.Context()
-	pg, err := keyheraldtest.StartPostgres(ctx)
-	check(t, err)
-	t.Cleanup(func() { _ = pg.Close() })
-	database, err := pg.NewDatabase(ctx)
+	database, err := cluster.NewDatabase(ctx)
 	check(t, err)
 	owner, err := postgres.Open(ctx, database.OwnerURL)
 	check(t, err)

@@ -5,15 +5,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 )
 
 func TestASchemaThatDoesNotFitIsRefusedWithWhatToDo(t *testing.T) {
 	ctx := t.Context()
-	pg, err := keyheraldtest.StartPostgres(ctx)
-	check(t, err)
-	t.Cleanup(func() { _ = pg.Close() })
 	for _, test := range []struct{ name, change, want string }{
 		{"a database that was never migrated", "", "run `keyherald migrate`"},
 		{"an older schema", "UPDATE keyherald_version SET version = 1", "run `keyherald migrate`"},
@@ -23,7 +19,7 @@ func TestASchemaThatDoesNotFitIsRefusedWithWhatToDo(t *testing.T) {
 		{"the right schema", "SELECT 1", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			database, err := pg.NewDatabase(ctx)
+			database, err := cluster.NewDatabase(ctx)
 			check(t, err)
 			owner, err := postgres.Open(ctx, database.OwnerURL)
 			check(t, err)

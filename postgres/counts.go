@@ -1,0 +1,43 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+)
+
+// Counts are how many rows are in which state, for metrics.
+type Counts struct {
+	Rotations, Attention, Devices map[string]int
+	Outbox                        int
+}
+
+// Counts counts.
+func (db *DB) Counts(ctx context.Context) (Counts, error) {
+	counts := Counts{Rotations: map[string]int{}, Attention: map[string]int{}, Devices: map[string]int{}}
+	rows, err := db.Query(ctx, `SELECT 'rotation', state, COUNT(*) FROM rotation GROUP BY state
+		UNION ALL SELECT 'attention', needs_attention, COUNT(*) FROM rotation WHERE ended_at IS NULL AND needs_attention <> '' GROUP BY needs_attention
+		UNION ALL SELECT 'device', state, COUNT(*) FROM device GROUP BY state
+		UNION ALL SELECT 'outbox', '', COUNT(*) FROM todevice_outbox WHERE state = 'pending'`)
+	if err != nil {
+		return counts, fmt.Errorf("counting: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var kind, word string
+		var n int
+		if err := rows.Scan(&kind, &word, &n); err != nil {
+			return counts, fmt.Errorf("counting: %w", err)
+		}
+		switch kind {
+		case "rotation":
+			counts.Rotations[word] = n
+		case "attention":
+			counts.Attention[word] = n
+		case "device":
+			counts.Devices[word] = n
+		case "outbox":
+			counts.Outbox = n
+		}
+	}
+	return counts, rows.Err()
+}
