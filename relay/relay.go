@@ -27,17 +27,20 @@ type Config struct {
 	DB           *postgres.DB
 	BotUserID    id.UserID
 	BotMasterKey id.Ed25519
-	Now          func() time.Time
-	Log          zerolog.Logger
+	// AckTimeout is how long a device may take to accept a trigger before another one is tried; default rotation.AckTimeout.
+	AckTimeout time.Duration
+	Now        func() time.Time
+	Log        zerolog.Logger
 }
 
 // Engine holds no state of its own.
 type Engine struct {
-	db        *postgres.DB
-	bot       id.UserID
-	masterKey id.Ed25519
-	now       func() time.Time
-	log       zerolog.Logger
+	db         *postgres.DB
+	bot        id.UserID
+	masterKey  id.Ed25519
+	ackTimeout time.Duration
+	now        func() time.Time
+	log        zerolog.Logger
 }
 
 // New makes an Engine.
@@ -48,7 +51,10 @@ func New(config Config) (*Engine, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, now: config.Now, log: config.Log}, nil
+	if config.AckTimeout == 0 {
+		config.AckTimeout = rotation.AckTimeout
+	}
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, now: config.Now, log: config.Log}, nil
 }
 
 // Change is a secret's new version in a KMS, as a source told it.

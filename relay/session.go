@@ -148,21 +148,26 @@ func (s *Session) Work(ctx context.Context) error {
 	return all
 }
 
-// advance gives a rotation that has no attempt yet its first one, or finds that nobody can act.
+// advance triggers a device for a rotation that is due, or finds that nobody can act.
 func (s *Session) advance(ctx context.Context, r postgres.Rotation) error {
-	if r.Facts.State != rotation.Received && r.Facts.State != rotation.WaitingForEnrollment {
+	attempts, err := s.db.Attempts(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	due, untriedOnly := rotation.Due(r.Facts.State, rules(attempts), s.now(), s.ackTimeout)
+	if !due {
 		return nil
 	}
 	devices, err := s.db.Devices(ctx, r.UserID)
 	if err != nil {
 		return err
 	}
-	device, keys, err := s.choose(ctx, devices)
+	device, keys, err := s.choose(ctx, devices, attempts, untriedOnly)
 	if err != nil {
 		return err
 	}
 	if device == nil {
-		if r.Facts.State == rotation.WaitingForEnrollment {
+		if r.Facts.State != rotation.Received {
 			return nil
 		}
 		return s.db.Txn(ctx, func(ctx context.Context) error {
@@ -182,13 +187,26 @@ func (s *Session) advance(ctx context.Context, r postgres.Rotation) error {
 	return s.endpoint.InTxn(ctx, func(ctx context.Context) error { return s.trigger(ctx, r.ID, *device, keys, claims) })
 }
 
-// choose picks an enrolled device whose keys and cross-signing still are what was pinned.
-func (s *Session) choose(ctx context.Context, devices []postgres.Device) (*postgres.Device, crosssigning.Device, error) {
+// rules are attempts as package rotation sees them.
+func rules(attempts []postgres.Attempt) []rotation.Attempt {
+	seen := make([]rotation.Attempt, len(attempts))
+	for i, a := range attempts {
+		seen[i] = rotation.Attempt{Device: a.Device.String(), Stage: a.Stage, Sent: a.SentAt}
+	}
+	return seen
+}
+
+// choose picks an enrolled device whose keys and cross-signing still are what was pinned; nil if there is none.
+func (s *Session) choose(ctx context.Context, devices []postgres.Device, attempts []postgres.Attempt, untriedOnly bool) (*postgres.Device, crosssigning.Device, error) {
+	tried := map[uuid.UUID]int{}
+	for _, a := range attempts {
+		tried[a.Device]++
+	}
 	var candidates []rotation.Candidate
 	byID := map[string]postgres.Device{}
 	for _, d := range devices {
-		if d.State == postgres.Enrolled {
-			candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen})
+		if d.State == postgres.Enrolled && (!untriedOnly || tried[d.ID] == 0) {
+			candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen, Tried: tried[d.ID]})
 			byID[d.ID.String()] = d
 		}
 	}
@@ -234,7 +252,7 @@ func remove(candidates []rotation.Candidate, key string) []rotation.Candidate {
 
 func (s *Session) trigger(ctx context.Context, rotationID uuid.UUID, device postgres.Device, keys crosssigning.Device, claims todevice.Claims) error {
 	r, ok, err := s.db.LockRotation(ctx, rotationID)
-	if err != nil || !ok || (r.Facts.State != rotation.Received && r.Facts.State != rotation.WaitingForEnrollment) {
+	if err != nil || !ok {
 		return err
 	}
 	attempts, err := s.db.Attempts(ctx, rotationID)
@@ -242,6 +260,10 @@ func (s *Session) trigger(ctx context.Context, rotationID uuid.UUID, device post
 		return err
 	}
 	now := s.now()
+	// Under the lock it may look otherwise: a report came in, or another transaction triggered a device.
+	if due, _ := rotation.Due(r.Facts.State, rules(attempts), now, s.ackTimeout); !due {
+		return nil
+	}
 	sequence, err := s.db.NextSequence(ctx, r.UserID, r.Secret, 0, now)
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 // State is where a rotation stands.
 type State string
 
-// The states of a rotation. The last five are ends: nothing moves a rotation out of them but a retry.
+// The states of a rotation. The last five are ends: nothing moves a rotation out of them but a retry (Retryable).
 const (
 	Received             State = "received"
 	WaitingForEnrollment State = "waiting_for_enrollment"
@@ -41,8 +41,13 @@ func (s State) Ended() bool {
 var transitions = map[State][]State{
 	Received:             {WaitingForEnrollment, Working, Superseded, TimedOut, Cancelled},
 	WaitingForEnrollment: {Working, Superseded, TimedOut, Cancelled},
-	Working:              {WaitingForEnrollment, Done, Failed, Superseded, TimedOut, Cancelled},
+	// Back to Received when its device was revoked, or somebody asks for another attempt.
+	Working: {Received, WaitingForEnrollment, Done, Failed, Superseded, TimedOut, Cancelled},
 }
+
+// Retryable reports whether another attempt may be asked for: whatever is open or came to nothing. What is done, or
+// was overtaken by a newer version, is not done again.
+func (s State) Retryable() bool { return s != Done && s != Superseded }
 
 // Allowed reports whether a rotation may move from one state to another. Staying is allowed.
 func Allowed(from, to State) bool { return from == to || slices.Contains(transitions[from], to) }
@@ -141,6 +146,38 @@ func Newer(version, than string) bool {
 	}
 	return a > b
 }
+
+// Attempt is one trigger of a rotation, as the rules see it. Sent is zero while the homeserver has not taken it.
+type Attempt struct {
+	Device string
+	Stage  protocol.Stage
+	Sent   time.Time
+}
+
+// Unanswered reports whether the last attempt got no word from its device for so long that another device should be
+// tried. An attempt the homeserver has not taken is not the device's fault, and any report at all is an answer.
+func Unanswered(attempts []Attempt, now time.Time, ackTimeout time.Duration) bool {
+	if len(attempts) == 0 {
+		return false
+	}
+	last := attempts[len(attempts)-1]
+	return last.Stage == "" && !last.Sent.IsZero() && now.Sub(last.Sent) >= ackTimeout
+}
+
+// Due reports whether a rotation needs a trigger now, and whether only a device that was not tried yet will do: a
+// device that is merely offline has its trigger waiting for it, and gains nothing by a second one.
+func Due(state State, attempts []Attempt, now time.Time, ackTimeout time.Duration) (due, untriedOnly bool) {
+	switch state {
+	case Received, WaitingForEnrollment:
+		return true, false
+	case Working:
+		return Unanswered(attempts, now, ackTimeout), true
+	}
+	return false, false
+}
+
+// AckTimeout is how long a device may take to accept a trigger before another device of the user is tried.
+const AckTimeout = 10 * time.Minute
 
 // Candidate is an enrolled device of the user, as the choice sees it.
 type Candidate struct {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/keyherald/keyherald/kms/filemeta"
 	"github.com/keyherald/keyherald/kms/setecmeta"
 	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/rotation"
 )
 
 // config is config.yaml. Secrets are files, so that the config itself can be shown.
@@ -33,6 +35,8 @@ type config struct {
 	Sources      map[string]intake.Source `yaml:"sources"`
 	// KMS are the systems whose metadata the server may read, by the names the mappings give them.
 	KMS map[string]kmsConfig `yaml:"kms"`
+	// AckTimeout is how long a device may take to accept a trigger before another device of the user is tried.
+	AckTimeout time.Duration `yaml:"ack_timeout"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -84,7 +88,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009"}
+	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -127,6 +131,9 @@ func (c config) validate() error {
 		if needed.value == "" {
 			return fmt.Errorf("%s is missing: config.example.yaml shows it", needed.key)
 		}
+	}
+	if c.AckTimeout < time.Second {
+		return fmt.Errorf("ack_timeout is %s: write 10m", c.AckTimeout)
 	}
 	for _, address := range []struct{ key, value string }{{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}} {
 		if u, err := url.Parse(address.value); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {

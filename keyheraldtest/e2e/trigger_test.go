@@ -12,6 +12,7 @@ import (
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -107,4 +108,51 @@ func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
 	// The forged sequence must not have counted either: the true bot, with a lower one, is obeyed.
 	w.notify(t, "n1", "1")
 	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+}
+
+func TestAnotherDeviceIsTriedWhenTheFirstDoesNotAnswerAndBothMeetWithoutHarm(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	key, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, "1", key, key.PublicKey())
+	silent := w.open(t, "silent")
+	w.enroll(t, silent)
+	// The one that is heard of last is chosen first.
+	_, err = w.db.Exec(ctx, `UPDATE device SET last_seen = now() + interval '1 hour'`)
+	check(t, err)
+	w.manage(t, "managed")
+	w.notify(t, "n1", "1")
+	sent := func() int {
+		attempts, err := w.db.Attempts(ctx, w.onlyRotation(t).ID)
+		check(t, err)
+		n := 0
+		for _, a := range attempts {
+			if !a.SentAt.IsZero() {
+				n++
+			}
+		}
+		return n
+	}
+	wait(t, "the first trigger to be sent", func() bool { return sent() == 1 })
+	check(t, w.db.Notify(ctx, relay.WorkChannel, ""))
+	time.Sleep(300 * time.Millisecond) // nothing signals that nothing happens
+	if n := sent(); n != 1 || w.onlyRotation(t).Facts.State != rotation.Working {
+		t.Fatalf("%d triggers were sent before the time was up", n)
+	}
+	// The trigger grows old; moving the server's clock instead would make the next one come from the device's future.
+	_, err = w.db.Exec(ctx, `UPDATE attempt SET sent_at = sent_at - $1 * interval '1 second'`, rotation.AckTimeout.Seconds()+1)
+	check(t, err)
+	check(t, w.db.Notify(ctx, relay.WorkChannel, ""))
+	wait(t, "the rotation to be done by the other device", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	before := w.currentVersion(t)
+	run(t, silent.Run)
+	wait(t, "the silent device to come to the same end", func() bool {
+		attempts, err := w.db.Attempts(ctx, w.onlyRotation(t).ID)
+		check(t, err)
+		return attempts[0].Stage == protocol.StagePushed
+	})
+	if after := w.currentVersion(t); after != before || w.onlyRotation(t).Facts.State != rotation.Done {
+		t.Errorf("version %s became %s, and the rotation is %s", before, after, w.onlyRotation(t).Facts.State)
+	}
 }
