@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/olm"
@@ -89,7 +90,13 @@ func (a *Account) sign(ctx context.Context, self olm.PKSigning, identity crosssi
 	if err != nil {
 		return err
 	}
+	// The same signatures may be uploaded as often as it takes: a homeserver that stumbles here would leave a person
+	// with half an enrollment.
 	answer, err := a.client.UploadSignatures(ctx, &upload)
+	for try := 1; err != nil && try < 3 && ctx.Err() == nil; try++ {
+		wait(ctx, time.Duration(try)*time.Second)
+		answer, err = a.client.UploadSignatures(ctx, &upload)
+	}
 	if err != nil {
 		return fmt.Errorf("uploading the device's signature: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -118,15 +119,31 @@ func (c *Client) Bootstrap(ctx context.Context, password string) (string, error)
 	if err != nil {
 		return "", fmt.Errorf("bootstrapping cross-signing: %w", err)
 	}
-	if err := c.Machine.SignOwnDevice(ctx, c.Machine.OwnIdentity()); err != nil {
+	if err := patiently(ctx, func() error { return c.Machine.SignOwnDevice(ctx, c.Machine.OwnIdentity()) }); err != nil {
 		return "", err
 	}
-	return recoveryKey, c.Machine.SignOwnMasterKey(ctx)
+	return recoveryKey, patiently(ctx, func() error { return c.Machine.SignOwnMasterKey(ctx) })
+}
+
+// patiently repeats what may be repeated where Dendrite found its own SQLite locked, as it does on a busy machine.
+func patiently(ctx context.Context, do func() error) error {
+	var err error
+	for range 3 {
+		if err = do(); err == nil || !strings.Contains(err.Error(), "database is locked") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
+	return err
 }
 
 // Verify cross-signs this device with the user's recovery key, and reads the user's own keys, as a client's device list does.
 func (c *Client) Verify(ctx context.Context, recoveryKey string) error {
-	if err := c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey); err != nil {
+	if err := patiently(ctx, func() error { return c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey) }); err != nil {
 		return fmt.Errorf("verifying %s: %w", c.DeviceID, err)
 	}
 	_, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true)

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -97,69 +96,12 @@ func (db *DB) UpdateRotation(ctx context.Context, r Rotation, now time.Time) err
 		ended = now
 	}
 	_, err := db.Exec(ctx, `UPDATE rotation SET state = $2, stage = $3, backup_version = $4, recovery_copy = $5, carry_complete = $6,
-		pushed = $7, needs_attention = $8, failure = $9, next_action = $10, updated_at = $11, ended_at = COALESCE(ended_at, $12) WHERE id = $1`,
+		pushed = $7, needs_attention = $8, failure = $9, next_action = $10, updated_at = $11,
+		ended_at = CASE WHEN $12::timestamptz IS NULL THEN NULL ELSE COALESCE(ended_at, $12) END WHERE id = $1`,
 		r.ID, r.Facts.State, r.Facts.Stage, r.Facts.BackupVersion, r.Facts.RecoveryCopy, r.Facts.CarryComplete, r.Facts.Pushed,
 		r.Facts.Attention, r.Facts.Failure, r.NextAction, now, ended)
 	if err != nil {
 		return fmt.Errorf("updating rotation %s: %w", r.ID, err)
-	}
-	return nil
-}
-
-// Attempt is one trigger of a rotation to one device.
-type Attempt struct {
-	RotationID uuid.UUID
-	Number     int
-	Device     uuid.UUID
-	Sequence   int64
-	Stage      protocol.Stage
-	SentAt     time.Time
-}
-
-// Attempts lists the attempts of a rotation in their order.
-func (db *DB) Attempts(ctx context.Context, key uuid.UUID) ([]Attempt, error) {
-	rows, err := db.Query(ctx, `SELECT rotation_id, attempt, device, sequence, stage, sent_at FROM attempt WHERE rotation_id = $1 ORDER BY attempt`, key)
-	if err != nil {
-		return nil, fmt.Errorf("reading the attempts: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var attempts []Attempt
-	for rows.Next() {
-		var a Attempt
-		var sent sql.NullTime
-		if err := rows.Scan(&a.RotationID, &a.Number, &a.Device, &a.Sequence, &a.Stage, &sent); err != nil {
-			return nil, fmt.Errorf("reading the attempts: %w", err)
-		}
-		a.SentAt = sent.Time
-		attempts = append(attempts, a)
-	}
-	return attempts, rows.Err()
-}
-
-// InsertAttempt keeps a new attempt.
-func (db *DB) InsertAttempt(ctx context.Context, a Attempt, now time.Time) error {
-	_, err := db.Exec(ctx, `INSERT INTO attempt (rotation_id, attempt, device, sequence, created_at) VALUES ($1, $2, $3, $4, $5)`,
-		a.RotationID, a.Number, a.Device, a.Sequence, now)
-	if err != nil {
-		return fmt.Errorf("keeping an attempt: %w", err)
-	}
-	return nil
-}
-
-// AttemptSent records that the homeserver took the trigger.
-func (db *DB) AttemptSent(ctx context.Context, key uuid.UUID, attempt int, now time.Time) error {
-	_, err := db.Exec(ctx, `UPDATE attempt SET sent_at = COALESCE(sent_at, $3) WHERE rotation_id = $1 AND attempt = $2`, key, attempt, now)
-	if err != nil {
-		return fmt.Errorf("recording a sent trigger: %w", err)
-	}
-	return nil
-}
-
-// AttemptReported records the stage a device reported for an attempt.
-func (db *DB) AttemptReported(ctx context.Context, key uuid.UUID, attempt int, stage protocol.Stage, now time.Time) error {
-	_, err := db.Exec(ctx, `UPDATE attempt SET stage = $3, reported_at = $4 WHERE rotation_id = $1 AND attempt = $2`, key, attempt, stage, now)
-	if err != nil {
-		return fmt.Errorf("recording a report: %w", err)
 	}
 	return nil
 }
@@ -196,47 +138,6 @@ func (db *DB) FirstReport(ctx context.Context, report uuid.UUID, rotationID uuid
 	}
 	n, err := result.RowsAffected()
 	return n == 1, err
-}
-
-// PutDelivery keeps the outcome for one target.
-func (db *DB) PutDelivery(ctx context.Context, key uuid.UUID, d protocol.Delivery, now time.Time) error {
-	_, err := db.Exec(ctx, `INSERT INTO delivery (rotation_id, device_id, outcome, forms, reported_at) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (rotation_id, device_id) DO UPDATE SET outcome = excluded.outcome, forms = excluded.forms, reported_at = excluded.reported_at
-		WHERE delivery.outcome <> 'adopted'`,
-		key, d.DeviceID, d.Outcome, strings.Join(d.Forms, " "), now)
-	if err != nil {
-		return fmt.Errorf("recording a delivery: %w", err)
-	}
-	return nil
-}
-
-// Adopted turns the outcome of a target that was sent the key into adopted, and reports whether it did.
-func (db *DB) Adopted(ctx context.Context, key uuid.UUID, device id.DeviceID, now time.Time) (bool, error) {
-	result, err := db.Exec(ctx, `UPDATE delivery SET outcome = 'adopted', reported_at = $3 WHERE rotation_id = $1 AND device_id = $2 AND outcome = 'sent'`, key, device, now)
-	if err != nil {
-		return false, fmt.Errorf("recording an adoption: %w", err)
-	}
-	n, err := result.RowsAffected()
-	return n > 0, err
-}
-
-// Outcomes counts the targets of a rotation by outcome.
-func (db *DB) Outcomes(ctx context.Context, key uuid.UUID) (map[string]int, error) {
-	rows, err := db.Query(ctx, `SELECT outcome, COUNT(*) FROM delivery WHERE rotation_id = $1 GROUP BY outcome`, key)
-	if err != nil {
-		return nil, fmt.Errorf("reading the deliveries: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	outcomes := map[string]int{}
-	for rows.Next() {
-		var word string
-		var n int
-		if err := rows.Scan(&word, &n); err != nil {
-			return nil, fmt.Errorf("reading the deliveries: %w", err)
-		}
-		outcomes[word] = n
-	}
-	return outcomes, rows.Err()
 }
 
 // Notification is a row of its table.

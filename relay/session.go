@@ -132,7 +132,7 @@ func (s *Session) Sent(ctx context.Context, key, refusal string) error {
 
 // Work sends a trigger for every rotation that is due. An error on one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := s.tellRevoked(ctx)
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx))
 	open, err := s.db.Rotations(ctx, "", true)
 	if err != nil {
 		return errors.Join(all, err)

@@ -43,6 +43,10 @@ var transitions = map[State][]State{
 	WaitingForEnrollment: {Working, Superseded, TimedOut, Cancelled},
 	// Back to Received when its device was revoked, or somebody asks for another attempt.
 	Working: {Received, WaitingForEnrollment, Done, Failed, Superseded, TimedOut, Cancelled},
+	// By a retry alone.
+	Failed:    {Received},
+	TimedOut:  {Received},
+	Cancelled: {Received},
 }
 
 // Retryable reports whether another attempt may be asked for: whatever is open or came to nothing. What is done, or

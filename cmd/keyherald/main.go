@@ -198,30 +198,6 @@ func devicesCommand(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func rotationsCommand(load func() (config, error)) *cobra.Command {
-	var userID string
-	var open bool
-	list := &cobra.Command{Use: "list", Short: "List rotations, newest first, and what the stuck ones need", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			rotations, err := db.Rotations(cmd.Context(), id.UserID(userID), open)
-			if err != nil {
-				return err
-			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
-			for _, r := range rotations {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, r.KMS.Version, r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
-			}
-			return table.Flush()
-		})
-	}}
-	list.Flags().StringVar(&userID, "user", "", "only this user's")
-	list.Flags().BoolVar(&open, "open", false, "only those that have not ended")
-	cmd := &cobra.Command{Use: "rotations", Short: "Rotations"}
-	cmd.AddCommand(list)
-	return cmd
-}
-
 func auditCommand(load func() (config, error)) *cobra.Command {
 	var rotationID string
 	var limit int

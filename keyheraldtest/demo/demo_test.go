@@ -3,6 +3,7 @@ package demo
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -28,6 +29,7 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
 		metricsTellTheStory(ctx, t, w)
+		rotationsAreShown(ctx, t, w)
 		brokenOnPurpose(ctx, t, w)
 		return nil
 	}})
@@ -40,6 +42,36 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
 		t.Error("the audit trail does not tell the story")
+	}
+}
+
+func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
+	list, err := w.keyherald(ctx, "rotations", "list", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var row struct{ ID, State string }
+	if err := json.Unmarshal([]byte(list), &row); err != nil || row.State != "done" {
+		t.Fatalf("%v: %s", err, list)
+	}
+	shown, err := w.keyherald(ctx, "rotations", "show", row.ID, "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole struct {
+		Attempts   []struct{ Stage string }
+		Deliveries []struct{ Outcome string }
+	}
+	if err := json.Unmarshal([]byte(shown), &whole); err != nil || len(whole.Attempts) != 1 || whole.Attempts[0].Stage != "pushed" || len(whole.Deliveries) != 3 {
+		t.Errorf("%v: %s", err, shown)
+	}
+	if text, err := w.keyherald(ctx, "rotations", "show", row.ID); err != nil || !strings.Contains(text, "skipped_unverified") {
+		t.Errorf("%v: %s", err, text)
+	}
+	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
+		if out, err := w.keyherald(ctx, append([]string{"rotations"}, args...)...); err == nil {
+			t.Errorf("rotations %v was done: %s", args, out)
+		}
 	}
 }
 

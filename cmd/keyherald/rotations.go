@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// rotationView is a rotation as `--json` prints it. Times are RFC 3339, empty where there is none yet.
+type rotationView struct {
+	ID             uuid.UUID           `json:"id"`
+	UserID         id.UserID           `json:"user_id"`
+	Secret         string              `json:"secret"`
+	KMS            protocol.KMSRef     `json:"kms"`
+	Source         string              `json:"source"`
+	State          rotation.State      `json:"state"`
+	Stage          protocol.Stage      `json:"stage,omitempty"`
+	BackupVersion  string              `json:"backup_version,omitempty"`
+	RecoveryCopy   string              `json:"recovery_copy,omitempty"`
+	NeedsAttention string              `json:"needs_attention,omitempty"`
+	NextAction     string              `json:"next_action,omitempty"`
+	Failure        string              `json:"failure,omitempty"`
+	CreatedAt      time.Time           `json:"created_at"`
+	UpdatedAt      time.Time           `json:"updated_at"`
+	EndedAt        *time.Time          `json:"ended_at,omitempty"`
+	Attempts       []attemptView       `json:"attempts,omitempty"`
+	Deliveries     []protocol.Delivery `json:"deliveries,omitempty"`
+}
+
+type attemptView struct {
+	Number   int            `json:"attempt"`
+	DeviceID id.DeviceID    `json:"device_id"`
+	Sequence int64          `json:"sequence"`
+	Stage    protocol.Stage `json:"stage,omitempty"`
+	SentAt   *time.Time     `json:"sent_at,omitempty"`
+}
+
+func viewOf(r postgres.Rotation) rotationView {
+	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, State: r.Facts.State, Stage: r.Facts.Stage,
+		BackupVersion: r.Facts.BackupVersion, RecoveryCopy: string(r.Facts.RecoveryCopy), NeedsAttention: string(r.Facts.Attention), NextAction: r.NextAction,
+		Failure: string(r.Facts.Failure), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, EndedAt: optional(r.EndedAt)}
+}
+
+func optional(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func rotationsCommand(load func() (config, error)) *cobra.Command {
+	cmd := &cobra.Command{Use: "rotations", Short: "Rotations: who is done, who is stuck, and what to do about it"}
+	cmd.AddCommand(rotationsList(load), rotationsShow(load),
+		rotationsChange(load, "retry", "Ask for another attempt at a rotation that is open or came to nothing", (*relay.Engine).Retry),
+		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel))
+	return cmd
+}
+
+func rotationsList(load func() (config, error)) *cobra.Command {
+	var userID string
+	var open, asJSON bool
+	cmd := &cobra.Command{Use: "list", Short: "List rotations, newest first, and what the stuck ones need", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			rotations, err := db.Rotations(cmd.Context(), id.UserID(userID), open)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				for _, r := range rotations {
+					if err := encoder.Encode(viewOf(r)); err != nil {
+						return fmt.Errorf("printing the rotations: %w", err)
+					}
+				}
+				return nil
+			}
+			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
+			for _, r := range rotations {
+				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, r.KMS.Version, r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
+			}
+			return table.Flush()
+		})
+	}}
+	cmd.Flags().StringVar(&userID, "user", "", "only this user's")
+	cmd.Flags().BoolVar(&open, "open", false, "only those that have not ended")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON Lines")
+	return cmd
+}
+
+func rotationsShow(load func() (config, error)) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{Use: "show ROTATION", Short: "Show one rotation with its attempts and the outcome for each target", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		key, err := rotationID(args[0])
+		if err != nil {
+			return err
+		}
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			view, err := readRotation(cmd.Context(), db, key)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(view)
+			}
+			return printRotation(cmd.OutOrStdout(), view)
+		})
+	}}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func readRotation(ctx context.Context, db *postgres.DB, key uuid.UUID) (view rotationView, err error) {
+	err = db.Txn(ctx, func(ctx context.Context) error {
+		r, ok, err := db.LockRotation(ctx, key)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", key)
+		}
+		view = viewOf(r)
+		attempts, err := db.Attempts(ctx, key)
+		if err != nil {
+			return err
+		}
+		for _, a := range attempts {
+			device, err := db.Device(ctx, a.Device)
+			if err != nil {
+				return err
+			}
+			view.Attempts = append(view.Attempts, attemptView{a.Number, device.DeviceID, a.Sequence, a.Stage, optional(a.SentAt)})
+		}
+		view.Deliveries, err = db.Deliveries(ctx, key)
+		return err
+	})
+	return view, err
+}
+
+func printRotation(out io.Writer, v rotationView) error {
+	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	line := func(name string, value any) {
+		if text := fmt.Sprint(value); text != "" {
+			_, _ = fmt.Fprintf(table, "%s\t%s\n", name, text)
+		}
+	}
+	line("rotation", v.ID)
+	line("user", v.UserID)
+	line("key", fmt.Sprintf("%s version %s of %s", v.KMS.Path, v.KMS.Version, v.KMS.Name))
+	line("state", v.State)
+	line("stage", v.Stage)
+	line("key backup", v.BackupVersion)
+	line("recovery copy", v.RecoveryCopy)
+	line("needs attention", v.NeedsAttention)
+	line("next action", v.NextAction)
+	line("failure", v.Failure)
+	line("created", when(v.CreatedAt))
+	for _, a := range v.Attempts {
+		sent := "not sent yet"
+		if a.SentAt != nil {
+			sent = "sent " + when(*a.SentAt)
+		}
+		line(fmt.Sprintf("attempt %d", a.Number), fmt.Sprintf("%s, %s, %s", a.DeviceID, sent, a.Stage))
+	}
+	for _, d := range v.Deliveries {
+		line("target "+d.DeviceID.String(), d.Outcome)
+	}
+	return table.Flush()
+}
+
+func rotationsChange(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, uuid.UUID, string) error) *cobra.Command {
+	return &cobra.Command{Use: name + " ROTATION", Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		key, err := rotationID(args[0])
+		if err != nil {
+			return err
+		}
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
+			if err := do(engine, cmd.Context(), key, localActor()); err != nil {
+				return err
+			}
+			view, err := readRotation(cmd.Context(), db, key)
+			if err != nil {
+				return err
+			}
+			return printRotation(cmd.OutOrStdout(), view)
+		})
+	}}
+}
+
+func rotationID(text string) (uuid.UUID, error) {
+	key, err := uuid.Parse(text)
+	if err != nil {
+		return key, fmt.Errorf("%q is no rotation's id: `keyherald rotations list` shows them", text)
+	}
+	return key, nil
+}

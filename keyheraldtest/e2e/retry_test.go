@@ -1,0 +1,49 @@
+package e2e
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.manage(t, "managed")
+	// The KMS has no key yet, so the device keeps looking.
+	w.notify(t, "n1", "1")
+	wait(t, "the rotation to be stuck", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.AttentionKMSForbidden })
+	key := w.onlyRotation(t).ID
+	check(t, w.engine.Cancel(ctx, key, "local:test"))
+	wait(t, "the device to be told", func() bool { return w.logHas(t, "rotation.cancel_queued", "attempt") })
+	if err := w.engine.Cancel(ctx, key, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+		t.Errorf("cancelling again gave %v", err)
+	}
+	// Now there is a key, and a device that did not stop would use it.
+	fresh, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, "1", fresh, fresh.PublicKey())
+	before := w.status(t).At.Time()
+	wait(t, "some statuses", func() bool { return w.status(t).At.Time().Sub(before) > 5*time.Second })
+	if _, err := w.stock.GetKeyBackupLatestVersion(ctx); err == nil {
+		t.Fatal("a cancelled rotation created a key-backup version")
+	}
+	if state := w.onlyRotation(t).Facts.State; state != rotation.Cancelled {
+		t.Errorf("the rotation is %s", state)
+	}
+	check(t, w.engine.Retry(ctx, key, "local:test"))
+	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	if err := w.engine.Retry(ctx, key, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+		t.Errorf("retrying what is done gave %v", err)
+	}
+	for _, action := range []string{"rotation.cancelled", "rotation.retried", "rotation.done"} {
+		if !w.logHas(t, action, "") {
+			t.Errorf("the audit log has no %s", action)
+		}
+	}
+}

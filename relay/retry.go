@@ -1,0 +1,102 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// ErrNotPossible means that the rotation is not in a state for what was asked; the error says what to do instead.
+var ErrNotPossible = errors.New("not possible now")
+
+// Retry asks for another attempt at a rotation that is open or came to nothing. The device goes on from where it was.
+func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor string) error {
+	return e.change(ctx, rotationID, func(ctx context.Context, r postgres.Rotation) error {
+		if !r.Facts.State.Retryable() {
+			return fmt.Errorf("rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
+		}
+		before := r.Facts.State
+		r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""
+		now := e.now()
+		if err := e.db.UpdateRotation(ctx, r, now); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: string(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", before)}})
+	})
+}
+
+// Cancel ends an open rotation; the device is told to stop where it is. What is done stays done.
+func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor string) error {
+	return e.change(ctx, rotationID, func(ctx context.Context, r postgres.Rotation) error {
+		if r.Facts.State.Ended() {
+			return fmt.Errorf("rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
+		}
+		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Cancelled, "", ""
+		return e.end(ctx, r, audit.RotationCancelled, actor)
+	})
+}
+
+func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, do func(context.Context, postgres.Rotation) error) error {
+	return e.db.Txn(ctx, func(ctx context.Context) error {
+		r, ok, err := e.db.LockRotation(ctx, rotationID)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", rotationID)
+		}
+		if err := do(ctx, r); err != nil {
+			return err
+		}
+		return e.db.Notify(ctx, WorkChannel, r.ID.String())
+	})
+}
+
+// tellCancelled queues the word to every device that was triggered for a rotation that is cancelled since.
+func (s *Session) tellCancelled(ctx context.Context) error {
+	attempts, err := s.db.CancelledUntold(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range attempts {
+		d, err := s.db.Device(ctx, a.Device)
+		if err != nil {
+			return err
+		}
+		to := crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
+		claims, err := s.endpoint.Claim(ctx, false, to)
+		if err != nil {
+			return err
+		}
+		err = s.endpoint.InTxn(ctx, func(ctx context.Context) error {
+			now := s.now()
+			event := audit.Event{Time: now, Actor: "relay", Action: audit.CancelQueued, Subject: actorOf(d), Rotation: a.RotationID,
+				Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", a.Number)}}
+			err := s.endpoint.Queue(ctx, todevice.Outgoing{Key: fmt.Sprintf("cancel/%s/%d", a.RotationID, a.Number), To: to,
+				Type: protocol.TypeCancel.Type, Content: protocol.Cancel{RotationID: a.RotationID}}, claims)
+			if errors.Is(err, todevice.ErrNoOneTimeKey) {
+				event.Outcome = audit.Refused
+			} else if err != nil {
+				return err
+			}
+			if err := s.db.CancelTold(ctx, a.RotationID, a.Number, now); err != nil {
+				return err
+			}
+			return s.db.Append(ctx, event)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
