@@ -20,6 +20,8 @@ const (
 	TriggerRefused       Action = "trigger.refused_by_homeserver"
 	ProgressReported     Action = "progress.reported"
 	DeliveryReported     Action = "delivery.reported"
+	TriggersFrozen       Action = "triggers.frozen"
+	TriggersThawed       Action = "triggers.thawed"
 	StatusReported       Action = "status.reported"
 	DriftReported        Action = "drift.reported"
 	CodeCreated          Action = "enrollment_code.created"

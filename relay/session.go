@@ -130,9 +130,12 @@ func (s *Session) Sent(ctx context.Context, key, refusal string) error {
 	return s.db.Append(ctx, event)
 }
 
-// Work sends a trigger for every rotation that is due. An error on one does not stop the others.
+// Work sends a trigger for every rotation that is due, unless triggers are frozen. An error on one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
 	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx))
+	if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
+		return errors.Join(all, err)
+	}
 	open, err := s.db.Rotations(ctx, "", true)
 	if err != nil {
 		return errors.Join(all, err)
@@ -251,6 +254,9 @@ func remove(candidates []rotation.Candidate, key string) []rotation.Candidate {
 }
 
 func (s *Session) trigger(ctx context.Context, rotationID uuid.UUID, device postgres.Device, keys crosssigning.Device, claims todevice.Claims) error {
+	if _, frozen, err := s.db.Frozen(ctx, true); err != nil || frozen {
+		return err
+	}
 	r, ok, err := s.db.LockRotation(ctx, rotationID)
 	if err != nil || !ok {
 		return err

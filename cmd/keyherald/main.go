@@ -56,6 +56,8 @@ func newCommand() *cobra.Command {
 			return migrate(cmd.Context(), c)
 		}},
 		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
+		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
+		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
 	)
 	return root
 }

@@ -86,6 +86,11 @@ func rotationsList(load func() (config, error)) *cobra.Command {
 				}
 				return nil
 			}
+			if f, frozen, err := db.Frozen(cmd.Context(), false); err != nil {
+				return err
+			} else if frozen {
+				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "All triggers are frozen since %s by %s: `keyherald thaw` lets them go.\n", when(f.At), f.By)
+			}
 			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
 			for _, r := range rotations {
@@ -197,6 +202,14 @@ func rotationsChange(load func() (config, error), name, short string, do func(*r
 				return err
 			}
 			return printRotation(cmd.OutOrStdout(), view)
+		})
+	}}
+}
+
+func freezeCommand(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+			return do(engine, cmd.Context(), localActor())
 		})
 	}}
 }

@@ -47,3 +47,29 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 		}
 	}
 }
+
+func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	key, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, "1", key, key.PublicKey())
+	w.manage(t, "managed")
+	check(t, w.engine.Freeze(ctx, "local:test"))
+	if err := w.engine.Freeze(ctx, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+		t.Errorf("freezing again gave %v", err)
+	}
+	w.notify(t, "n1", "1")
+	before := w.status(t).At.Time()
+	wait(t, "some statuses, each of which would wake the bot", func() bool { return w.status(t).At.Time().Sub(before) > 2*time.Second })
+	if state := w.onlyRotation(t).Facts.State; state != rotation.Received || w.logHas(t, "trigger.queued", "") {
+		t.Fatalf("the rotation is %s", state)
+	}
+	check(t, w.engine.Thaw(ctx, "local:test"))
+	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	for _, action := range []string{"triggers.frozen", "triggers.thawed"} {
+		if !w.logHas(t, action, "") {
+			t.Errorf("the audit log has no %s", action)
+		}
+	}
+}
