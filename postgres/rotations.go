@@ -59,9 +59,18 @@ func (db *DB) Rotations(ctx context.Context, user id.UserID, open bool) ([]Rotat
 	return rotations, rows.Err()
 }
 
+// Rotation reads a rotation; ok is false if there is none.
+func (db *DB) Rotation(ctx context.Context, key uuid.UUID) (r Rotation, ok bool, err error) {
+	return db.rotation(ctx, key, "")
+}
+
 // LockRotation reads a rotation and locks it until the transaction ends; ok is false if there is none.
 func (db *DB) LockRotation(ctx context.Context, key uuid.UUID) (r Rotation, ok bool, err error) {
-	r, err = scanRotation(db.QueryRow(ctx, `SELECT `+rotationColumns+` FROM rotation WHERE id = $1 FOR UPDATE`, key))
+	return db.rotation(ctx, key, " FOR UPDATE")
+}
+
+func (db *DB) rotation(ctx context.Context, key uuid.UUID, lock string) (r Rotation, ok bool, err error) {
+	r, err = scanRotation(db.QueryRow(ctx, `SELECT `+rotationColumns+` FROM rotation WHERE id = $1`+lock, key))
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, false, nil
 	} else if err != nil {

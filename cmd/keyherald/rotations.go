@@ -62,7 +62,7 @@ func optional(t time.Time) *time.Time {
 
 func rotationsCommand(load func() (config, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: "rotations", Short: "Rotations: who is done, who is stuck, and what to do about it"}
-	cmd.AddCommand(rotationsList(load), rotationsShow(load),
+	cmd.AddCommand(rotationsList(load), rotationsShow(load), rotationsWatch(load),
 		rotationsChange(load, "retry", "Ask for another attempt at a rotation that is open or came to nothing", (*relay.Engine).Retry),
 		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel))
 	return cmd
@@ -129,30 +129,79 @@ func rotationsShow(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func readRotation(ctx context.Context, db *postgres.DB, key uuid.UUID) (view rotationView, err error) {
-	err = db.Txn(ctx, func(ctx context.Context) error {
-		r, ok, err := db.LockRotation(ctx, key)
+// watchInterval is how often watch looks; the log is the source, so nothing that happens in between is missed.
+const watchInterval = 300 * time.Millisecond
+
+func rotationsWatch(load func() (config, error)) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{Use: "watch ROTATION", Short: "Print what happens to a rotation, from its begin until it has ended", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		key, err := rotationID(args[0])
 		if err != nil {
 			return err
 		}
-		if !ok {
-			return fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", key)
-		}
-		view = viewOf(r)
-		attempts, err := db.Attempts(ctx, key)
+		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+			return watch(cmd.Context(), db, key, cmd.OutOrStdout(), asJSON)
+		})
+	}}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON Lines")
+	return cmd
+}
+
+func watch(ctx context.Context, db *postgres.DB, key uuid.UUID, out io.Writer, asJSON bool) error {
+	encoder := json.NewEncoder(out)
+	for shown := 0; ; {
+		// The state is read before the log: what ended it is then among the lines.
+		view, err := readRotation(ctx, db, key)
 		if err != nil {
 			return err
 		}
-		for _, a := range attempts {
-			device, err := db.Device(ctx, a.Device)
-			if err != nil {
-				return err
+		lines, err := db.Log(ctx, key.String(), 100_000)
+		if err != nil {
+			return err
+		}
+		for _, line := range lines[min(shown, len(lines)):] {
+			if asJSON {
+				err = encoder.Encode(line)
+			} else {
+				_, err = fmt.Fprintf(out, "%s  %-22s %-18s %s  %s\n", line.Time.UTC().Format("2006-01-02 15:04:05.000"), line.Action, line.Outcome, line.Actor, line.Detail)
 			}
-			view.Attempts = append(view.Attempts, attemptView{a.Number, device.DeviceID, a.Sequence, a.Stage, optional(a.SentAt)})
+			if err != nil {
+				return fmt.Errorf("printing: %w", err)
+			}
 		}
-		view.Deliveries, err = db.Deliveries(ctx, key)
-		return err
-	})
+		shown = len(lines)
+		if view.State.Ended() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+func readRotation(ctx context.Context, db *postgres.DB, key uuid.UUID) (rotationView, error) {
+	r, ok, err := db.Rotation(ctx, key)
+	if err != nil {
+		return rotationView{}, err
+	}
+	if !ok {
+		return rotationView{}, fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", key)
+	}
+	view := viewOf(r)
+	attempts, err := db.Attempts(ctx, key)
+	if err != nil {
+		return view, err
+	}
+	for _, a := range attempts {
+		device, err := db.Device(ctx, a.Device)
+		if err != nil {
+			return view, err
+		}
+		view.Attempts = append(view.Attempts, attemptView{a.Number, device.DeviceID, a.Sequence, a.Stage, optional(a.SentAt)})
+	}
+	view.Deliveries, err = db.Deliveries(ctx, key)
 	return view, err
 }
 

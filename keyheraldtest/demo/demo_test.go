@@ -68,6 +68,9 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	if text, err := w.keyherald(ctx, "rotations", "show", row.ID); err != nil || !strings.Contains(text, "skipped_unverified") {
 		t.Errorf("%v: %s", err, text)
 	}
+	if text, err := w.keyherald(ctx, "rotations", "watch", row.ID); err != nil || !strings.Contains(text, "notification.accepted") || !strings.Contains(text, "rotation.done") {
+		t.Errorf("%v: %s", err, text)
+	}
 	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
 		if out, err := w.keyherald(ctx, append([]string{"rotations"}, args...)...); err == nil {
 			t.Errorf("rotations %v was done: %s", args, out)

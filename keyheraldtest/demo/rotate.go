@@ -16,7 +16,6 @@ import (
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/rotation"
 )
 
 // rotate puts a new key into setec, sends setec's owner's notification, and watches until the last device has adopted.
@@ -60,7 +59,7 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 		if at, ok := view.show(lines); ok {
 			managed, last = true, later(last, at)
 		}
-		r, err := w.rotation(ctx, rotationID)
+		r, _, err := w.db.Rotation(ctx, rotationID)
 		if err != nil {
 			return result, err
 		}
@@ -81,16 +80,6 @@ func later(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-func (w *World) rotation(ctx context.Context, key uuid.UUID) (postgres.Rotation, error) {
-	rotations, err := w.db.Rotations(ctx, w.alice, false)
-	for _, r := range rotations {
-		if r.ID == key {
-			return r, err
-		}
-	}
-	return postgres.Rotation{Facts: rotation.Facts{State: rotation.Received}}, err
 }
 
 // watchStock waits until the stock client was pushed a key that is the current version's: that is adoption.
