@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -135,24 +136,32 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 	}
 }
 
-// Describe is an account's state for `keyherald-device status`, without a network.
+// Describe is an account's state for `keyherald-device status`: read from its store without a network, also while a
+// fleet runs it. Nothing sealed is opened.
 func Describe(ctx context.Context, path string) (map[string]any, error) {
-	store, err := openStore(ctx, path, make([]byte, 32))
+	store, err := openForReading(path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = store.close() }()
+	defer func() { _ = store.db.Close() }()
 	description := map[string]any{}
 	for _, name := range []string{"our_version", "our_kms_version", "sequence", "bot_device"} {
 		if description[name], err = store.get(ctx, name); err != nil {
 			return nil, err
 		}
 	}
+	text, err := store.get(ctx, "pin")
+	if err != nil {
+		return nil, err
+	}
+	var p pin
+	description["enrolled"] = json.Unmarshal([]byte(text), &p) == nil && p.Accepted
+	description["server"] = p.BotUserID
 	jobs, err := store.jobs(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	var list []map[string]any
+	list := []map[string]any{}
 	for _, j := range jobs {
 		list = append(list, map[string]any{"rotation": j.Rotation, "attempt": j.Attempt, "stage": j.Stage, "ended": j.Ended, "last_error": j.LastError})
 	}

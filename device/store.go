@@ -122,6 +122,19 @@ func openStore(ctx context.Context, path string, pickleKey []byte) (*store, erro
 	return &store{db: db, lock: lock, seal: seal, pickleKey: pickleKey}, nil
 }
 
+// openForReading neither takes the lock nor can write: the account may be running.
+func openForReading(path string) (*store, error) {
+	raw, err := sql.Open("sqlite", "file:"+path+"?mode=ro&_pragma=busy_timeout(5000)")
+	if err != nil {
+		return nil, fmt.Errorf("opening the account's store: %w", err)
+	}
+	db, err := dbutil.NewWithDB(raw, "sqlite3")
+	if err != nil {
+		return nil, fmt.Errorf("opening the account's store: %w", err)
+	}
+	return &store{db: db}, nil
+}
+
 var errInUse = errors.New("another keyherald-device uses this account")
 
 func (s *store) close() error {

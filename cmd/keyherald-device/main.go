@@ -70,7 +70,7 @@ func newCommand() *cobra.Command {
 				if _, err := os.Stat(store); err != nil {
 					status[name] = "not enrolled"
 				} else if status[name], err = device.Describe(cmd.Context(), store); err != nil {
-					status[name] = "running, or unreadable: " + err.Error()
+					status[name] = "unreadable: " + err.Error()
 				}
 			}
 			encoder := json.NewEncoder(cmd.OutOrStdout())

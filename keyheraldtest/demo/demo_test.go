@@ -71,6 +71,14 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	if text, err := w.keyherald(ctx, "rotations", "watch", row.ID); err != nil || !strings.Contains(text, "notification.accepted") || !strings.Contains(text, "rotation.done") {
 		t.Errorf("%v: %s", err, text)
 	}
+	status, err := w.command(ctx, "keyherald-device", "status")
+	var accounts map[string]struct {
+		Enrolled  bool
+		Rotations []struct{ Stage string }
+	}
+	if err != nil || json.Unmarshal([]byte(status), &accounts) != nil || !accounts["alice"].Enrolled || len(accounts["alice"].Rotations)+len(accounts["alice-receiver"].Rotations) != 1 {
+		t.Errorf("the status of running accounts: %v: %s", err, status)
+	}
 	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
 		if out, err := w.keyherald(ctx, append([]string{"rotations"}, args...)...); err == nil {
 			t.Errorf("rotations %v was done: %s", args, out)
