@@ -105,7 +105,7 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*D
 		return nil, fmt.Errorf("starting the homeserver: %w", err)
 	}
 	go func() { defer close(d.done); _ = d.cmd.Wait() }()
-	err = until(ctx, 60*time.Second, func() error {
+	err = Until(ctx, 60*time.Second, func() error {
 		resp, err := http.Get(d.URL + "/_matrix/client/versions")
 		if err != nil {
 			return err

@@ -180,7 +180,7 @@ func (c *Client) WriteHistory(ctx context.Context, version id.KeyBackupVersion, 
 	if err != nil {
 		return "", "", fmt.Errorf("creating a room: %w", err)
 	}
-	err = until(ctx, 10*time.Second, func() error {
+	err = Until(ctx, 10*time.Second, func() error {
 		encrypted, err := c.StateStore.IsEncrypted(ctx, room.RoomID)
 		if err == nil && !encrypted {
 			err = errors.New("the room is not encrypted yet")

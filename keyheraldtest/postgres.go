@@ -82,7 +82,7 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 		return nil, err
 	}
 	defer func() { _ = db.Close() }()
-	if err := until(ctx, 30*time.Second, func() error { return db.PingContext(ctx) }); err != nil {
+	if err := Until(ctx, 30*time.Second, func() error { return db.PingContext(ctx) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("waiting for PostgreSQL: %w", err), p.Close())
 	}
 	return p, nil
@@ -185,8 +185,8 @@ func FreePort() (int, error) {
 	return listener.Addr().(*net.TCPAddr).Port, nil
 }
 
-// until repeats check until it succeeds, and returns its last error when time is up.
-func until(ctx context.Context, limit time.Duration, check func() error) error {
+// Until repeats check until it succeeds, and returns its last error when time is up.
+func Until(ctx context.Context, limit time.Duration, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -196,8 +196,8 @@ func until(ctx context.Context, limit time.Duration, check func() error) error {
 		}
 		select {
 		case <-ctx.Done():
-			return err
-		case <-time.After(50 * time.Millisecond):
+			return fmt.Errorf("not within %s: %w", limit, err)
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
 )
 
@@ -50,7 +51,7 @@ func BenchRotation(ctx context.Context, config Config, rounds int) (row bench.Ro
 		if err := sender.Machine.PushSecret(ctx, id.SecretMegolmBackupV1); err != nil {
 			return 0, err
 		}
-		err := poll(ctx, 10*time.Second, func() error {
+		err := keyheraldtest.Until(ctx, 10*time.Second, func() error {
 			for _, got := range w.stock.Pushes()[before:] {
 				if got.Secret == secret {
 					return nil

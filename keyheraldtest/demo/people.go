@@ -76,12 +76,10 @@ func (w *World) makeHistory(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	version, err := w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	if err != nil {
+	if w.oldVersion, err = w.stock.CreateBackup(ctx, old, w.recoveryKey); err != nil {
 		return err
 	}
-	w.oldVersion = version.String()
-	if w.room, w.message, err = w.stock.WriteHistory(ctx, version, old, history); err != nil {
+	if w.room, w.message, err = w.stock.WriteHistory(ctx, w.oldVersion, old, history); err != nil {
 		return err
 	}
 	_, err = w.setec.PutKey(ctx, kmsPath, w.oldKey)
@@ -121,7 +119,7 @@ kms: {name: corporate, type: setec, url: "%s", path: %s}
 		return err
 	}
 	// The fleet finds the enrolled account by itself; its first status says that it runs.
-	return poll(ctx, 30*time.Second, func() error {
+	return keyheraldtest.Until(ctx, 30*time.Second, func() error {
 		devices, err := w.db.Devices(ctx, w.alice)
 		if err != nil {
 			return err

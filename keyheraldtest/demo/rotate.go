@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
@@ -69,7 +68,6 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 		if r.Facts.State.Ended() && stock && managed {
 			result.RotationState, result.ElapsedMS = string(r.Facts.State), last.Sub(began).Milliseconds()
 			result.Outcomes, err = w.db.Outcomes(ctx, rotationID)
-			w.receiverDeviceID = view.adopter
 			return result, err
 		}
 	}
@@ -140,10 +138,9 @@ func (w *World) notify(ctx context.Context, version string) (uuid.UUID, error) {
 // view prints the audit log while it grows.
 type view struct {
 	screen
-	began   time.Time
-	shown   int
-	stock   time.Time // when the stock client adopted, until it is told
-	adopter id.DeviceID
+	began time.Time
+	shown int
+	stock time.Time // when the stock client adopted, until it is told
 }
 
 func (v *view) say(at time.Time, who, what, color string) {
@@ -161,7 +158,6 @@ func (v *view) show(lines []postgres.LogLine) (adopted time.Time, ok bool) {
 		v.say(line.Time, line.Actor, what, color)
 		if strings.Contains(string(line.Detail), `"adopted"`) {
 			adopted, ok = line.Time, true
-			v.adopter = id.DeviceID(line.Actor[strings.LastIndex(line.Actor, "/")+1:])
 		}
 	}
 	v.shown = len(lines)

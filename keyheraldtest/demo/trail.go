@@ -6,11 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"maunium.net/go/mautrix/id"
 )
-
-func backupVersion(text string) id.KeyBackupVersion { return id.KeyBackupVersion(text) }
 
 // trail prints the audit log as `keyherald audit list` does.
 func (w *World) trail(ctx context.Context, s screen, result *Result) error {

@@ -47,16 +47,15 @@ type World struct {
 	signingKey string
 	deviceKMS  string
 
-	alice, bob       id.UserID
-	stock, stranger  *keyheraldtest.Client
-	bobs             *keyheraldtest.Client
-	recoveryKey      string
-	oldKey, newKey   backupkey.Key
-	room             id.RoomID
-	message          id.EventID
-	oldVersion       string
-	receiverDeviceID id.DeviceID
-	notifications    int
+	alice, bob      id.UserID
+	stock, stranger *keyheraldtest.Client
+	bobs            *keyheraldtest.Client
+	recoveryKey     string
+	oldKey, newKey  backupkey.Key
+	room            id.RoomID
+	message         id.EventID
+	oldVersion      id.KeyBackupVersion
+	notifications   int
 }
 
 // Close ends every part, the last started first.
@@ -220,7 +219,7 @@ func (w *World) startServer(ctx context.Context) error {
 	if err := w.start("keyherald", "serve", "-c", "config.yaml"); err != nil {
 		return err
 	}
-	return poll(ctx, 30*time.Second, func() error {
+	return keyheraldtest.Until(ctx, 30*time.Second, func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.listen+"/readyz", nil)
 		if err != nil {
 			return err
@@ -298,20 +297,4 @@ func (w *World) tellLogs(s screen) error {
 		}
 	}
 	return nil
-}
-
-func poll(ctx context.Context, limit time.Duration, check func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	for {
-		err := check()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", limit, err)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
 }

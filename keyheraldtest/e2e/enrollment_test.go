@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
@@ -115,11 +114,10 @@ func TestARevokedDeviceIsToldAndItsRotationGoesToAnother(t *testing.T) {
 func TestAfterAnIdentityResetADeviceNeedsEnrollmentAndMayEnrollAgain(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	account := w.open(t, "managed")
 	w.enroll(t, account)
+	var err error
 	w.recoveryKey, err = w.stock.Bootstrap(ctx, password)
 	check(t, err)
 	w.notify(t, "n1", "1")
@@ -132,5 +130,5 @@ func TestAfterAnIdentityResetADeviceNeedsEnrollmentAndMayEnrollAgain(t *testing.
 	check(t, os.WriteFile(filepath.Join(w.dir, "recovery"), []byte(w.recoveryKey), 0o600))
 	w.enroll(t, account)
 	run(t, account.Run)
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/protocol"
-	"github.com/keyherald/keyherald/rotation"
 )
 
 func (w *world) status(t *testing.T) protocol.Status {
@@ -26,12 +25,10 @@ func (w *world) status(t *testing.T) protocol.Status {
 func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "managed")
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 
 	own, err := backup.NewMegolmBackupKey()
 	check(t, err)
@@ -68,9 +65,7 @@ func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t 
 func TestARecoveryCopyThatCannotBeWrittenStopsTheRotationUnlessAllowed(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "strict")
 	// The user sets up recovery anew: the 4S key that the device keeps opens nothing any more.
 	fresh, err := w.stock.Machine.SSSS.GenerateAndUploadKey(ctx, "")
@@ -89,15 +84,13 @@ func TestARecoveryCopyThatCannotBeWrittenStopsTheRotationUnlessAllowed(t *testin
 func TestAStaleRecoveryCopyIsAllowedWhereTheOperatorSaysSo(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "lenient", func(c *device.AccountConfig) { c.Recovery = "allow_stale" })
 	fresh, err := w.stock.Machine.SSSS.GenerateAndUploadKey(ctx, "")
 	check(t, err)
 	check(t, w.stock.Machine.SSSS.SetDefaultKeyID(ctx, fresh.ID))
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 	if copied := w.onlyRotation(t).Facts.RecoveryCopy; copied != protocol.RecoveryCopyStale {
 		t.Errorf("the recovery copy is said to be %s", copied)
 	}

@@ -47,13 +47,11 @@ func (w *world) logHas(t *testing.T, action, word string) bool {
 
 func TestARotationWaitsForEnrollmentAndThenGoesOnByItself(t *testing.T) {
 	w := newWorld(t)
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.notify(t, "n1", "1")
 	wait(t, "the rotation to wait", func() bool { return w.onlyRotation(t).Facts.State == rotation.WaitingForEnrollment })
 	w.manage(t, "managed")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 }
 
 func TestASecondVersionSupersedesAndASecondManagedDeviceAdopts(t *testing.T) {
@@ -90,9 +88,7 @@ func TestNothingIsCreatedWithoutTheOldKey(t *testing.T) {
 	// The recovery copy goes away, as when a client blanks it: the old key is nowhere now.
 	check(t, w.stock.SetAccountData(ctx, backupSecret.Type, map[string]any{}))
 	before := w.currentVersion(t)
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "managed")
 	w.notify(t, "n1", "1")
 	wait(t, "needs_attention", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.AttentionOldKeyMissing })
@@ -131,7 +127,7 @@ func TestNothingIsCreatedWhereTheKMSContradictsItself(t *testing.T) {
 			}
 			// Mended, the rotation goes on by itself.
 			w.putKey(t, "1", key, key.PublicKey())
-			wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+			w.waitDone(t)
 		})
 	}
 }

@@ -37,7 +37,7 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 		t.Errorf("the rotation is %s", state)
 	}
 	check(t, w.engine.Retry(ctx, key, "local:test"))
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 	if err := w.engine.Retry(ctx, key, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("retrying what is done gave %v", err)
 	}
@@ -51,9 +51,7 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "managed")
 	check(t, w.engine.Freeze(ctx, "local:test"))
 	if err := w.engine.Freeze(ctx, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
@@ -66,7 +64,7 @@ func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
 		t.Fatalf("the rotation is %s", state)
 	}
 	check(t, w.engine.Thaw(ctx, "local:test"))
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 	for _, action := range []string{"triggers.frozen", "triggers.thawed"} {
 		if !w.logHas(t, action, "") {
 			t.Errorf("the audit log has no %s", action)

@@ -9,7 +9,6 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -49,12 +48,10 @@ func TestADeviceRejectsWhatIsNotForItAndNowAndDoesNothing(t *testing.T) {
 func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	key := w.newKey(t, "1")
 	w.manage(t, "managed")
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 	mark, err := w.db.LastSequence(ctx, w.alice)
 	check(t, err)
 	// As after the restore of an older database, with a clock that is a little behind.
@@ -77,9 +74,7 @@ func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
 func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	w.manage(t, "managed")
 	devices, err := w.db.Devices(ctx, w.alice)
 	check(t, err)
@@ -107,19 +102,17 @@ func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
 	}
 	// The forged sequence must not have counted either: the true bot, with a lower one, is obeyed.
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 }
 
 func TestAnotherDeviceIsTriedWhenTheFirstDoesNotAnswerAndBothMeetWithoutHarm(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	w.newKey(t, "1")
 	silent := w.open(t, "silent")
 	w.enroll(t, silent)
 	// The one that is heard of last is chosen first.
-	_, err = w.db.Exec(ctx, `UPDATE device SET last_seen = now() + interval '1 hour'`)
+	_, err := w.db.Exec(ctx, `UPDATE device SET last_seen = now() + interval '1 hour'`)
 	check(t, err)
 	w.manage(t, "managed")
 	w.notify(t, "n1", "1")

@@ -5,9 +5,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/keyheraldtest"
-	"github.com/keyherald/keyherald/rotation"
 )
 
 func (w *world) receiver(t *testing.T, deviceID id.DeviceID) *keyheraldtest.Receiver {
@@ -26,12 +24,10 @@ func TestOnTheWireAPushHasNameAndSecretAndNoRequestID(t *testing.T) {
 	check(t, err)
 	check(t, w.stock.Machine.SignOwnDevice(ctx, &id.Device{UserID: w.alice, DeviceID: "WIRE", SigningKey: signing, IdentityKey: identity}))
 
-	key, err := backupkey.Generate()
-	check(t, err)
-	w.putKey(t, "1", key, key.PublicKey())
+	key := w.newKey(t, "1")
 	w.manage(t, "managed")
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
+	w.waitDone(t)
 
 	wait(t, "both forms to arrive", func() bool {
 		check(t, receiver.Receive(ctx))

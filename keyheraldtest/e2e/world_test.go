@@ -22,6 +22,7 @@ import (
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -107,6 +108,21 @@ func (w *world) putKey(t *testing.T, version string, key backupkey.Key, publicKe
 	check(t, os.WriteFile(filepath.Join(dir, version+".pub"), []byte(publicKey), 0o600))
 	check(t, os.WriteFile(filepath.Join(dir, version+".key"), []byte(key.RevealBase64()), 0o600))
 	check(t, os.WriteFile(filepath.Join(dir, "current"), []byte(version), 0o600))
+}
+
+// newKey puts a fresh key into the directory KMS as its next version, with the metadata that fits.
+func (w *world) newKey(t *testing.T, version string) backupkey.Key {
+	t.Helper()
+	key, err := backupkey.Generate()
+	check(t, err)
+	w.putKey(t, version, key, key.PublicKey())
+	return key
+}
+
+// waitDone waits for the newest rotation to be done.
+func (w *world) waitDone(t *testing.T) {
+	t.Helper()
+	wait(t, "the rotation to be done", func() bool { return w.onlyRotation(t).Facts.State == rotation.Done })
 }
 
 // putRaw replaces what the KMS holds as the key of a version.
