@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -224,12 +225,12 @@ func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel c
 		}
 		failures++
 		b.config.Log.Warn().Err(err).Msg("Receiving failed and is tried again")
-		pause(ctx, min(time.Duration(failures)*time.Second, 30*time.Second))
+		loop.Pause(ctx, min(time.Duration(failures)*time.Second, 30*time.Second))
 	}
 }
 
 func (b *Bot) process(ctx context.Context, endpoint *todevice.Endpoint, worker Worker) {
-	repeat(ctx, endpoint.Arrived(), 5*time.Second, func() {
+	loop.Repeat(ctx, endpoint.Arrived(), 5*time.Second, func() {
 		if err := endpoint.Process(ctx, worker); err != nil && ctx.Err() == nil {
 			b.config.Log.Warn().Err(err).Msg("A message could not be handled yet")
 		}
@@ -237,7 +238,7 @@ func (b *Bot) process(ctx context.Context, endpoint *todevice.Endpoint, worker W
 }
 
 func (b *Bot) work(ctx context.Context, worker Worker) {
-	repeat(ctx, b.wake, 30*time.Second, func() {
+	loop.Repeat(ctx, b.wake, 30*time.Second, func() {
 		if err := worker.Work(ctx); err != nil && ctx.Err() == nil {
 			b.config.Log.Warn().Err(err).Msg("Work that is due could not be done yet")
 		}
@@ -245,32 +246,9 @@ func (b *Bot) work(ctx context.Context, worker Worker) {
 }
 
 func (b *Bot) send(ctx context.Context, endpoint *todevice.Endpoint, worker Worker) {
-	repeat(ctx, endpoint.Queued(), time.Second, func() {
+	loop.Repeat(ctx, endpoint.Queued(), time.Second, func() {
 		if _, err := endpoint.Flush(ctx, worker.Sent); err != nil && ctx.Err() == nil {
 			b.config.Log.Warn().Err(err).Msg("The outbox could not be emptied yet")
 		}
 	})
-}
-
-// repeat runs do now, at every signal and at least once per interval, until ctx ends.
-func repeat(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func()) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for ctx.Err() == nil {
-		do()
-		select {
-		case <-ctx.Done():
-		case <-signal:
-		case <-ticker.C:
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

@@ -3,7 +3,6 @@ package device
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -83,7 +82,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
-	relative(filepath.Dir(path), &config.Accounts, &config.State, &config.PickleKeyFile)
+	file.Resolve(&config.Accounts, &config.State, &config.PickleKeyFile)
 	return config, file.At(config.validate())
 }
 
@@ -109,7 +108,7 @@ func LoadAccount(path string) (AccountConfig, error) {
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
-	relative(filepath.Dir(path), &config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
+	file.Resolve(&config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
 		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir, &config.KMS.CAFile)
 	return config, file.At(config.validate())
 }
@@ -163,12 +162,4 @@ func (k KMS) open() (secretStore, error) {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}
 	return setecsecret.New(setecsecret.Config{URL: k.URL, CAFile: k.CAFile})
-}
-
-func relative(dir string, paths ...*string) {
-	for _, path := range paths {
-		if *path != "" && !filepath.IsAbs(*path) {
-			*path = filepath.Join(dir, *path)
-		}
-	}
 }

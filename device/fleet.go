@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/internal/loop"
 )
 
 // Fleet runs every account file of a directory and notices added, removed and changed ones within two seconds.
@@ -110,7 +112,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 func (f *Fleet) runAccount(ctx context.Context, name string) {
 	log := f.log.With().Str("account", name).Logger()
 	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil {
-		wait(ctx, 2*time.Second)
+		loop.Pause(ctx, 2*time.Second)
 		return
 	}
 	account, err := f.Open(ctx, name)
@@ -118,7 +120,7 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 		if !errors.Is(err, errInUse) {
 			log.Error().Err(err).Msg("The account could not be opened")
 		}
-		wait(ctx, 2*time.Second)
+		loop.Pause(ctx, 2*time.Second)
 		return
 	}
 	defer func() { _ = account.Close() }()
@@ -126,13 +128,13 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 	if err != nil || !enrolled {
 		log.Warn().Err(err).Msg("The account is not enrolled: run keyherald-device enroll")
 		_ = account.Close()
-		wait(ctx, 2*time.Second)
+		loop.Pause(ctx, 2*time.Second)
 		return
 	}
 	log.Info().Msg("The managed device is running")
 	if err := account.Run(ctx); err != nil && ctx.Err() == nil {
 		log.Error().Err(err).Msg("The account stopped and will start again")
-		wait(ctx, 2*time.Second)
+		loop.Pause(ctx, 2*time.Second)
 	}
 }
 

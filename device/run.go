@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/protocol"
 )
 
@@ -27,21 +28,21 @@ func (a *Account) Run(ctx context.Context) error {
 	defer loops.Wait()
 	loops.Go(func() { a.receiveLoop(ctx, cancel) })
 	loops.Go(func() {
-		repeat(ctx, a.endpoint.Arrived(), 5*time.Second, func() {
+		loop.Repeat(ctx, a.endpoint.Arrived(), 5*time.Second, func() {
 			a.warn(ctx, a.endpoint.Process(ctx, a), "A message could not be handled yet")
 			// Only now: a handler runs inside its transaction, and whoever it woke would look before the commit.
 			a.wake()
 		})
 	})
 	loops.Go(func() {
-		repeat(ctx, a.endpoint.Queued(), time.Second, func() {
+		loop.Repeat(ctx, a.endpoint.Queued(), time.Second, func() {
 			_, err := a.endpoint.Flush(ctx, nil)
 			a.warn(ctx, err, "The outbox could not be emptied yet")
 		})
 	})
-	loops.Go(func() { repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
+	loops.Go(func() { loop.Repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
 	loops.Go(func() {
-		repeat(ctx, nil, a.options.StatusInterval, func() { a.warn(ctx, a.sendStatus(ctx), "The status could not be sent") })
+		loop.Repeat(ctx, nil, a.options.StatusInterval, func() { a.warn(ctx, a.sendStatus(ctx), "The status could not be sent") })
 	})
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -70,7 +71,7 @@ func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFun
 		}
 		failures++
 		a.warn(ctx, err, "Receiving failed and is tried again")
-		wait(ctx, min(time.Duration(failures)*time.Second, 30*time.Second))
+		loop.Pause(ctx, min(time.Duration(failures)*time.Second, 30*time.Second))
 	}
 }
 
@@ -164,26 +165,4 @@ func (a *Account) adopt(ctx context.Context) error {
 		return err
 	}
 	return a.sendStatus(ctx)
-}
-
-func repeat(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func()) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for ctx.Err() == nil {
-		do()
-		select {
-		case <-ctx.Done():
-		case <-signal:
-		case <-ticker.C:
-		}
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

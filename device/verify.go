@@ -14,6 +14,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/kms"
 )
 
@@ -94,7 +95,7 @@ func (a *Account) sign(ctx context.Context, self olm.PKSigning, identity crosssi
 	// with half an enrollment.
 	answer, err := a.client.UploadSignatures(ctx, &upload)
 	for try := 1; err != nil && try < 3 && ctx.Err() == nil; try++ {
-		wait(ctx, time.Duration(try)*time.Second)
+		loop.Pause(ctx, time.Duration(try)*time.Second)
 		answer, err = a.client.UploadSignatures(ctx, &upload)
 	}
 	if err != nil {

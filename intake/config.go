@@ -1,7 +1,6 @@
 package intake
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -54,27 +53,42 @@ type source struct {
 
 // Validate checks what can be checked without reading a file. Errors begin with the key they are about.
 func (s Source) Validate(name string) error {
-	for i := range s.Keys {
-		if s.Keys[i].SecretFile != "" && s.Keys[i].Secret == "" && s.Keys[i].ID != "" {
-			s.Keys = append([]Key(nil), s.Keys...)
-			s.Keys[i].SecretFile, s.Keys[i].Secret = "", placeholderSecret
-		}
-	}
-	_, err := s.compile(name)
-	return err
-}
-
-// placeholderSecret stands for a secret in a file that is not read yet.
-var placeholderSecret = "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))
-
-func (s Source) compile(name string) (*source, error) {
 	at := "sources." + name
 	if s.Format != "" && s.Format != "cloudevents" {
-		return nil, fmt.Errorf("%s.format is %q: write cloudevents", at, s.Format)
+		return fmt.Errorf("%s.format is %q: write cloudevents", at, s.Format)
 	}
 	if len(s.Keys) == 0 {
-		return nil, fmt.Errorf("%s.keys is empty: every source signs; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", at)
+		return fmt.Errorf("%s.keys is empty: every source signs; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", at)
 	}
+	for i, k := range s.Keys {
+		if _, err := decodeSecret(k.Secret); k.ID == "" || (k.SecretFile == "" && err != nil) {
+			return keyError(at, i)
+		}
+	}
+	if pattern, err := s.Mapping.compile(); err != nil || s.Mapping.Pattern == "" || pattern.SubexpIndex("user") < 0 {
+		return fmt.Errorf("%s.mapping.pattern must be a regular expression with a group (?P<user>…), such as keyherald/(?P<user>[^/]+)/backup-key", at)
+	}
+	if !strings.Contains(s.Mapping.User, "{user}") {
+		return fmt.Errorf("%s.mapping.user is %q: write a Matrix user id with {user} in it, such as @{user}:example.org", at, s.Mapping.User)
+	}
+	if s.Mapping.KMS == "" {
+		return fmt.Errorf("%s.mapping.kms is missing: write the KMS's name as the devices' account files have it", at)
+	}
+	return nil
+}
+
+func keyError(at string, i int) error {
+	return fmt.Errorf("%s.keys[%d]: an id, and a secret of the form whsec_<base64 of 24 bytes or more> are needed", at, i)
+}
+
+func (m Mapping) compile() (*regexp.Regexp, error) { return regexp.Compile(`^(?:` + m.Pattern + `)$`) }
+
+// compile validates and reads the secrets.
+func (s Source) compile(name string) (*source, error) {
+	if err := s.Validate(name); err != nil {
+		return nil, err
+	}
+	at := "sources." + name
 	compiled := &source{mapping: s.Mapping}
 	for i, k := range s.Keys {
 		secret := k.Secret
@@ -86,22 +100,14 @@ func (s Source) compile(name string) (*source, error) {
 			secret = strings.TrimSpace(string(raw))
 		}
 		decoded, err := decodeSecret(secret)
-		if err != nil || k.ID == "" {
-			return nil, fmt.Errorf("%s.keys[%d]: an id, and a secret of the form whsec_<base64 of 24 bytes or more> are needed", at, i)
+		if err != nil {
+			return nil, keyError(at, i)
 		}
 		compiled.keys = append(compiled.keys, key{k.ID, decoded, k.NotBefore, k.NotAfter})
 	}
 	var err error
-	if compiled.pattern, err = regexp.Compile(`^(?:` + s.Mapping.Pattern + `)$`); err != nil || s.Mapping.Pattern == "" || compiled.pattern.SubexpIndex("user") < 0 {
-		return nil, fmt.Errorf("%s.mapping.pattern must be a regular expression with a group (?P<user>…), such as keyherald/(?P<user>[^/]+)/backup-key", at)
-	}
-	if !strings.Contains(s.Mapping.User, "{user}") {
-		return nil, fmt.Errorf("%s.mapping.user is %q: write a Matrix user id with {user} in it, such as @{user}:example.org", at, s.Mapping.User)
-	}
-	if s.Mapping.KMS == "" {
-		return nil, fmt.Errorf("%s.mapping.kms is missing: write the KMS's name as the devices' account files have it", at)
-	}
-	return compiled, nil
+	compiled.pattern, err = s.Mapping.compile()
+	return compiled, err
 }
 
 // apply fills in what the notification is about. mapped is false for a path that is none of ours, which is normal for

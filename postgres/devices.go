@@ -52,7 +52,11 @@ func scanDevice(row interface{ Scan(...any) error }) (Device, error) {
 
 // Devices lists the devices of a user, or of everybody for an empty user, in the order of enrollment.
 func (db *DB) Devices(ctx context.Context, user id.UserID) ([]Device, error) {
-	rows, err := db.Query(ctx, `SELECT `+deviceColumns+` FROM device WHERE $1 = '' OR user_id = $1 ORDER BY user_id, enrolled_at, id`, user)
+	return db.devices(ctx, `$1 = '' OR user_id = $1 ORDER BY user_id, enrolled_at, id`, user)
+}
+
+func (db *DB) devices(ctx context.Context, where string, args ...any) ([]Device, error) {
+	rows, err := db.Query(ctx, `SELECT `+deviceColumns+` FROM device WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the devices: %w", err)
 	}
@@ -114,20 +118,7 @@ func (db *DB) SetDeviceState(ctx context.Context, key uuid.UUID, state DeviceSta
 
 // RevokedUntold lists revoked devices that were not told yet.
 func (db *DB) RevokedUntold(ctx context.Context) ([]Device, error) {
-	rows, err := db.Query(ctx, `SELECT `+deviceColumns+` FROM device WHERE state = 'revoked' AND revocation_told_at IS NULL ORDER BY id`)
-	if err != nil {
-		return nil, fmt.Errorf("reading the revoked devices: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var devices []Device
-	for rows.Next() {
-		device, err := scanDevice(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the revoked devices: %w", err)
-		}
-		devices = append(devices, device)
-	}
-	return devices, rows.Err()
+	return db.devices(ctx, `state = 'revoked' AND revocation_told_at IS NULL ORDER BY id`)
 }
 
 // RevocationTold records that the word to a revoked device is in the outbox.
@@ -237,12 +228,11 @@ func (db *DB) WrongTry(ctx context.Context, user id.UserID, now time.Time, limit
 
 // Knows reports whether a user may write to the bot at all: he has a device, or some code is or was lately open (a code
 // used by the wrong user, or late, is refused with its reason, which takes decryption).
-func (db *DB) Knows(ctx context.Context, user id.UserID, now time.Time) (known, enrolled bool, err error) {
-	err = db.QueryRow(ctx, `SELECT
-		EXISTS (SELECT 1 FROM device WHERE user_id = $1) OR EXISTS (SELECT 1 FROM enrollment_code WHERE expires_at > $2 AND NOT burned),
-		EXISTS (SELECT 1 FROM device WHERE user_id = $1)`, user, now.AddDate(0, -1, 0)).Scan(&known, &enrolled)
+func (db *DB) Knows(ctx context.Context, user id.UserID, now time.Time) (known bool, err error) {
+	err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM device WHERE user_id = $1) OR EXISTS (SELECT 1 FROM enrollment_code WHERE expires_at > $2 AND NOT burned)`,
+		user, now.AddDate(0, -1, 0)).Scan(&known)
 	if err != nil {
-		return false, false, fmt.Errorf("looking up %s: %w", user, err)
+		return false, fmt.Errorf("looking up %s: %w", user, err)
 	}
-	return known, enrolled, nil
+	return known, nil
 }

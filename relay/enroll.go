@@ -109,41 +109,6 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device) error {
 	return nil
 }
 
-// tellRevoked queues the word to every revoked device that has not had it, to the keys it was enrolled with.
-func (s *Session) tellRevoked(ctx context.Context) error {
-	devices, err := s.db.RevokedUntold(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range devices {
-		to := crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
-		claims, err := s.endpoint.Claim(ctx, false, to)
-		if err != nil {
-			return err
-		}
-		err = s.endpoint.InTxn(ctx, func(ctx context.Context) error {
-			now := s.now()
-			event := audit.Event{Time: now, Actor: "relay", Action: audit.RevocationQueued, Subject: actorOf(d), Outcome: audit.Accepted}
-			err := s.endpoint.Queue(ctx, todevice.Outgoing{Key: "revoked/" + d.ID.String(), To: to, Type: protocol.TypeRevoked.Type,
-				Content: protocol.Revoked{DeviceID: d.DeviceID, At: protocol.At(now)}}, claims)
-			if errors.Is(err, todevice.ErrNoOneTimeKey) {
-				// It was logged out already, most likely: there is nobody to tell.
-				event.Outcome = audit.Refused
-			} else if err != nil {
-				return err
-			}
-			if err := s.db.RevocationTold(ctx, d.ID, now); err != nil {
-				return err
-			}
-			return s.db.Append(ctx, event)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	var request protocol.EnrollRequest
 	if json.Unmarshal(message.Content, &request) != nil || request.Validate() != nil {

@@ -8,11 +8,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
-	"github.com/keyherald/keyherald/todevice"
 )
 
 // ErrNotPossible means that the rotation is not in a state for what was asked; the error says what to do instead.
@@ -60,43 +57,4 @@ func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, do func(conte
 		}
 		return e.db.Notify(ctx, WorkChannel, r.ID.String())
 	})
-}
-
-// tellCancelled queues the word to every device that was triggered for a rotation that is cancelled since.
-func (s *Session) tellCancelled(ctx context.Context) error {
-	attempts, err := s.db.CancelledUntold(ctx)
-	if err != nil {
-		return err
-	}
-	for _, a := range attempts {
-		d, err := s.db.Device(ctx, a.Device)
-		if err != nil {
-			return err
-		}
-		to := crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
-		claims, err := s.endpoint.Claim(ctx, false, to)
-		if err != nil {
-			return err
-		}
-		err = s.endpoint.InTxn(ctx, func(ctx context.Context) error {
-			now := s.now()
-			event := audit.Event{Time: now, Actor: "relay", Action: audit.CancelQueued, Subject: actorOf(d), Rotation: a.RotationID,
-				Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", a.Number)}}
-			err := s.endpoint.Queue(ctx, todevice.Outgoing{Key: fmt.Sprintf("cancel/%s/%d", a.RotationID, a.Number), To: to,
-				Type: protocol.TypeCancel.Type, Content: protocol.Cancel{RotationID: a.RotationID}}, claims)
-			if errors.Is(err, todevice.ErrNoOneTimeKey) {
-				event.Outcome = audit.Refused
-			} else if err != nil {
-				return err
-			}
-			if err := s.db.CancelTold(ctx, a.RotationID, a.Number, now); err != nil {
-				return err
-			}
-			return s.db.Append(ctx, event)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,7 +35,7 @@ func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 	if envelope.Type != event.ToDeviceEncrypted.Type {
 		return todevice.Admission{Drop: "not encrypted"}, nil
 	}
-	known, _, err := s.db.Knows(ctx, envelope.Sender, s.now())
+	known, err := s.db.Knows(ctx, envelope.Sender, s.now())
 	if err != nil {
 		return todevice.Admission{}, err
 	}
@@ -238,19 +239,9 @@ func (s *Session) choose(ctx context.Context, devices []postgres.Device, attempt
 		if err != nil {
 			return nil, crosssigning.Device{}, err
 		}
-		candidates = remove(candidates, choice.ID)
+		candidates = slices.DeleteFunc(candidates, func(c rotation.Candidate) bool { return c.ID == choice.ID })
 	}
 	return nil, crosssigning.Device{}, nil
-}
-
-func remove(candidates []rotation.Candidate, key string) []rotation.Candidate {
-	var rest []rotation.Candidate
-	for _, c := range candidates {
-		if c.ID != key {
-			rest = append(rest, c)
-		}
-	}
-	return rest
 }
 
 func (s *Session) trigger(ctx context.Context, rotationID uuid.UUID, device postgres.Device, keys crosssigning.Device, claims todevice.Claims) error {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -93,29 +92,21 @@ func loadConfig(path string) (config, error) {
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
 	}
-	c.resolve(filepath.Dir(path))
+	c.resolve(file)
 	return c, file.At(c.validate())
 }
 
 // resolve makes relative paths relative to the configuration's directory.
-func (c *config) resolve(dir string) {
-	absolute(dir, &c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile)
+func (c *config) resolve(file *strictyaml.File) {
+	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile)
 	for _, source := range c.Sources {
 		for i := range source.Keys {
-			absolute(dir, &source.Keys[i].SecretFile)
+			file.Resolve(&source.Keys[i].SecretFile)
 		}
 	}
 	for name, k := range c.KMS {
-		absolute(dir, &k.CAFile, &k.Dir)
+		file.Resolve(&k.CAFile, &k.Dir)
 		c.KMS[name] = k
-	}
-}
-
-func absolute(dir string, paths ...*string) {
-	for _, path := range paths {
-		if *path != "" && !filepath.IsAbs(*path) {
-			*path = filepath.Join(dir, *path)
-		}
 	}
 }
 

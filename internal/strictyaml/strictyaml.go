@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -42,6 +43,15 @@ func Read(path string, into any) (*File, error) {
 		return nil, fmt.Errorf("%s: %s", path, explain(err))
 	}
 	return f, nil
+}
+
+// Resolve makes relative paths in the configuration relative to its directory. Empty ones stay so.
+func (f *File) Resolve(paths ...*string) {
+	for _, path := range paths {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(filepath.Dir(f.path), *path)
+		}
+	}
 }
 
 var (
