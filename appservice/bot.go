@@ -22,8 +22,8 @@ type Worker interface {
 	todevice.Handler
 	// Work does what is due: it is called after every commit that may have made something due, and by the sweep.
 	Work(ctx context.Context) error
-	// Sent is told what the homeserver answered to a message.
-	Sent(ctx context.Context, key, refusal string) error
+	// Sent is told what the homeserver answered to messages.
+	Sent(ctx context.Context, keys []string, refusal string) error
 }
 
 // BotConfig is what a Bot stands on. NewWorker is called once per lease with the endpoint of that lease.

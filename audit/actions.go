@@ -10,6 +10,7 @@ const (
 	NotificationRefused  Action = "notification.refused"
 	RotationSuperseded   Action = "rotation.superseded"
 	RotationTimedOut     Action = "rotation.timed_out"
+	RotationWaiting      Action = "rotation.waiting_for_enrollment"
 	RotationRetried      Action = "rotation.retried"
 	RotationCancelled    Action = "rotation.cancelled"
 	CancelQueued         Action = "rotation.cancel_queued"

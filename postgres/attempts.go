@@ -25,7 +25,11 @@ type Attempt struct {
 
 // Attempts lists the attempts of a rotation in their order.
 func (db *DB) Attempts(ctx context.Context, key uuid.UUID) ([]Attempt, error) {
-	rows, err := db.Query(ctx, `SELECT rotation_id, attempt, device, sequence, stage, sent_at FROM attempt WHERE rotation_id = $1 ORDER BY attempt`, key)
+	return db.attempts(ctx, `rotation_id = $1`, key)
+}
+
+func (db *DB) attempts(ctx context.Context, where string, args ...any) ([]Attempt, error) {
+	rows, err := db.Query(ctx, `SELECT rotation_id, attempt, device, sequence, stage, sent_at FROM attempt WHERE `+where+` ORDER BY rotation_id, attempt`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the attempts: %w", err)
 	}
@@ -41,25 +45,6 @@ func (db *DB) Attempts(ctx context.Context, key uuid.UUID) ([]Attempt, error) {
 		attempts = append(attempts, a)
 	}
 	return attempts, rows.Err()
-}
-
-// InsertAttempt keeps a new attempt.
-func (db *DB) InsertAttempt(ctx context.Context, a Attempt, now time.Time) error {
-	_, err := db.Exec(ctx, `INSERT INTO attempt (rotation_id, attempt, device, sequence, created_at) VALUES ($1, $2, $3, $4, $5)`,
-		a.RotationID, a.Number, a.Device, a.Sequence, now)
-	if err != nil {
-		return fmt.Errorf("keeping an attempt: %w", err)
-	}
-	return nil
-}
-
-// AttemptSent records that the homeserver took the trigger.
-func (db *DB) AttemptSent(ctx context.Context, key uuid.UUID, attempt int, now time.Time) error {
-	_, err := db.Exec(ctx, `UPDATE attempt SET sent_at = COALESCE(sent_at, $3) WHERE rotation_id = $1 AND attempt = $2`, key, attempt, now)
-	if err != nil {
-		return fmt.Errorf("recording a sent trigger: %w", err)
-	}
-	return nil
 }
 
 // AttemptReported records the stage a device reported for an attempt.

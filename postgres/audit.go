@@ -6,19 +6,30 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lib/pq"
+
 	"github.com/keyherald/keyherald/audit"
 )
 
-// Append writes an event into the log, in the transaction of its effect.
-func (db *DB) Append(ctx context.Context, event audit.Event) error {
-	sealed, err := event.Seal()
+// Append writes events into the log, in the transaction of their effects.
+func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
+	var ids []string
+	var bodies, salts, details [][]byte
+	for _, event := range events {
+		sealed, err := event.Seal()
+		if err != nil {
+			return err
+		}
+		ids = append(ids, sealed.ID.String())
+		bodies, salts, details = append(bodies, sealed.Body), append(salts, sealed.Salt), append(details, sealed.Detail)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := db.Exec(ctx, `WITH event AS (INSERT INTO audit_event (id, body) SELECT * FROM unnest($1::uuid[], $2::bytea[]))
+		INSERT INTO audit_detail (event_id, salt, detail) SELECT * FROM unnest($1::uuid[], $3::bytea[], $4::bytea[])`,
+		pq.Array(ids), pq.ByteaArray(bodies), pq.ByteaArray(salts), pq.ByteaArray(details))
 	if err != nil {
-		return err
-	}
-	if _, err := db.Exec(ctx, `INSERT INTO audit_event (id, body) VALUES ($1, $2)`, sealed.ID, sealed.Body); err != nil {
-		return fmt.Errorf("appending to the audit log: %w", err)
-	}
-	if _, err := db.Exec(ctx, `INSERT INTO audit_detail (event_id, salt, detail) VALUES ($1, $2, $3)`, sealed.ID, sealed.Salt, sealed.Detail); err != nil {
 		return fmt.Errorf("appending to the audit log: %w", err)
 	}
 	return nil

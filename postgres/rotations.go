@@ -23,27 +23,33 @@ type Rotation struct {
 	Source     string
 	Facts      rotation.Facts
 	NextAction string
-	CreatedAt  time.Time
-	UpdatedAt  time.Time
-	EndedAt    time.Time
+	// Held rotations wait for an admin's release: too many users changed at once.
+	Held      bool
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	EndedAt   time.Time
 }
 
 const rotationColumns = `id, user_id, secret, kms, path, version, source, state, stage, backup_version, recovery_copy,
-	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at`
+	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held`
 
 func scanRotation(row interface{ Scan(...any) error }) (Rotation, error) {
 	var r Rotation
 	var ended sql.NullTime
 	err := row.Scan(&r.ID, &r.UserID, &r.Secret, &r.KMS.Name, &r.KMS.Path, &r.KMS.Version, &r.Source, &r.Facts.State, &r.Facts.Stage,
 		&r.Facts.BackupVersion, &r.Facts.RecoveryCopy, &r.Facts.CarryComplete, &r.Facts.Pushed, &r.Facts.Attention, &r.Facts.Failure,
-		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended)
+		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held)
 	r.EndedAt = ended.Time
 	return r, err
 }
 
 // Rotations lists rotations, newest first: of one user, or all for an empty user; open ones only if open.
 func (db *DB) Rotations(ctx context.Context, user id.UserID, open bool) ([]Rotation, error) {
-	rows, err := db.Query(ctx, `SELECT `+rotationColumns+` FROM rotation WHERE ($1 = '' OR user_id = $1) AND (NOT $2 OR ended_at IS NULL) ORDER BY id DESC LIMIT 10000`, user, open)
+	return db.rotations(ctx, `($1 = '' OR r.user_id = $1) AND (NOT $2 OR r.ended_at IS NULL) ORDER BY r.id DESC LIMIT 10000`, user, open)
+}
+
+func (db *DB) rotations(ctx context.Context, where string, args ...any) ([]Rotation, error) {
+	rows, err := db.Query(ctx, `SELECT `+rotationColumns+` FROM rotation r WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the rotations: %w", err)
 	}

@@ -3,9 +3,7 @@ package relay
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -14,10 +12,8 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
-	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -105,205 +101,38 @@ func (s *Session) unusable(ctx context.Context, message *todevice.Message, reaso
 	return fmt.Errorf("%w: %s", todevice.ErrUnusable, reason)
 }
 
-// Sent records what the homeserver said of a message, in the transaction that marks it in the outbox.
-func (s *Session) Sent(ctx context.Context, key, refusal string) error {
-	kind, rest, _ := strings.Cut(key, "/")
-	if kind != "trigger" {
-		return nil
-	}
-	rotationKey, number, _ := strings.Cut(rest, "/")
-	rotationID, err := uuid.Parse(rotationKey)
-	if err != nil {
-		return fmt.Errorf("reading outbox key %q: %w", key, err)
-	}
-	attempt, err := strconv.Atoi(number)
-	if err != nil {
-		return fmt.Errorf("reading outbox key %q: %w", key, err)
-	}
+// Sent records what the homeserver said of messages, in the transaction that marks them in the outbox.
+func (s *Session) Sent(ctx context.Context, keys []string, refusal string) error {
 	now := s.now()
-	event := audit.Event{Time: now, Actor: "relay", Action: audit.TriggerSent, Subject: string(s.bot), Rotation: rotationID,
-		Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", attempt)}}
-	if refusal != "" {
-		event.Action, event.Outcome = audit.TriggerRefused, audit.Refused
-	} else if err := s.db.AttemptSent(ctx, rotationID, attempt, now); err != nil {
-		return err
-	}
-	return s.db.Append(ctx, event)
-}
-
-// Work sends a trigger for every rotation that is due, unless triggers are frozen. An error on one does not stop the others.
-func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx))
-	if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
-		return errors.Join(all, err)
-	}
-	open, err := s.db.Rotations(ctx, "", true)
-	if err != nil {
-		return errors.Join(all, err)
-	}
-	for i := len(open) - 1; i >= 0; i-- {
-		if err := s.advance(ctx, open[i]); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			all = errors.Join(all, fmt.Errorf("rotation %s: %w", open[i].ID, err))
+	var taken []postgres.Attempt
+	var events []audit.Event
+	for _, key := range keys {
+		kind, rest, _ := strings.Cut(key, "/")
+		if kind != "trigger" {
+			continue
 		}
-	}
-	return all
-}
-
-// advance triggers a device for a rotation that is due, or finds that nobody can act.
-func (s *Session) advance(ctx context.Context, r postgres.Rotation) error {
-	attempts, err := s.db.Attempts(ctx, r.ID)
-	if err != nil {
-		return err
-	}
-	due, untriedOnly := rotation.Due(r.Facts.State, rules(attempts), s.now(), s.ackTimeout)
-	if !due {
-		return nil
-	}
-	devices, err := s.db.Devices(ctx, r.UserID)
-	if err != nil {
-		return err
-	}
-	device, keys, err := s.choose(ctx, devices, attempts, untriedOnly)
-	if err != nil {
-		return err
-	}
-	if device == nil {
-		if r.Facts.State != rotation.Received {
-			return nil
-		}
-		return s.db.Txn(ctx, func(ctx context.Context) error {
-			locked, ok, err := s.db.LockRotation(ctx, r.ID)
-			if err != nil || !ok || locked.Facts.State != rotation.Received {
-				return err
-			}
-			locked.Facts.State = rotation.WaitingForEnrollment
-			locked.NextAction = "admin: enroll a managed device of this user (keyherald enroll --user " + string(r.UserID) + ")"
-			return s.db.UpdateRotation(ctx, locked, s.now())
-		})
-	}
-	claims, err := s.endpoint.Claim(ctx, false, keys)
-	if err != nil {
-		return err
-	}
-	return s.endpoint.InTxn(ctx, func(ctx context.Context) error { return s.trigger(ctx, r.ID, *device, keys, claims) })
-}
-
-// rules are attempts as package rotation sees them.
-func rules(attempts []postgres.Attempt) []rotation.Attempt {
-	seen := make([]rotation.Attempt, len(attempts))
-	for i, a := range attempts {
-		seen[i] = rotation.Attempt{Device: a.Device.String(), Stage: a.Stage, Sent: a.SentAt}
-	}
-	return seen
-}
-
-// choose picks an enrolled device whose keys and cross-signing still are what was pinned; nil if there is none.
-func (s *Session) choose(ctx context.Context, devices []postgres.Device, attempts []postgres.Attempt, untriedOnly bool) (*postgres.Device, crosssigning.Device, error) {
-	tried := map[uuid.UUID]int{}
-	for _, a := range attempts {
-		tried[a.Device]++
-	}
-	var candidates []rotation.Candidate
-	byID := map[string]postgres.Device{}
-	for _, d := range devices {
-		if d.State == postgres.Enrolled && (!untriedOnly || tried[d.ID] == 0) {
-			candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen, Tried: tried[d.ID]})
-			byID[d.ID.String()] = d
-		}
-	}
-	if len(candidates) == 0 {
-		return nil, crosssigning.Device{}, nil
-	}
-	identities, err := s.endpoint.Identities(ctx, devices[0].UserID)
-	if err != nil {
-		return nil, crosssigning.Device{}, err
-	}
-	for len(candidates) > 0 {
-		choice, _ := rotation.Choose(candidates)
-		d := byID[choice.ID]
-		identity := identities[d.UserID]
-		keys, ok := identity.Devices[d.DeviceID]
-		if ok && identity.PinnedTo(d.MasterKey) && keys.CrossSigned && keys.IdentityKey == d.IdentityKey && keys.SigningKey == d.SigningKey {
-			return &d, keys, nil
-		}
-		err := s.db.Txn(ctx, func(ctx context.Context) error {
-			if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
-				return err
-			}
-			return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: "relay", Action: audit.EnrollmentRefused, Subject: actorOf(d),
-				Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "identity_changed_or_not_cross_signed")}})
-		})
+		rotationKey, number, _ := strings.Cut(rest, "/")
+		rotationID, err := uuid.Parse(rotationKey)
 		if err != nil {
-			return nil, crosssigning.Device{}, err
+			return fmt.Errorf("reading outbox key %q: %w", key, err)
 		}
-		candidates = slices.DeleteFunc(candidates, func(c rotation.Candidate) bool { return c.ID == choice.ID })
+		attempt, err := strconv.Atoi(number)
+		if err != nil {
+			return fmt.Errorf("reading outbox key %q: %w", key, err)
+		}
+		event := audit.Event{Time: now, Actor: "relay", Action: audit.TriggerSent, Subject: string(s.bot), Rotation: rotationID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", attempt)}}
+		if refusal != "" {
+			event.Action, event.Outcome = audit.TriggerRefused, audit.Refused
+		} else {
+			taken = append(taken, postgres.Attempt{RotationID: rotationID, Number: attempt})
+		}
+		events = append(events, event)
 	}
-	return nil, crosssigning.Device{}, nil
-}
-
-func (s *Session) trigger(ctx context.Context, rotationID uuid.UUID, device postgres.Device, keys crosssigning.Device, claims todevice.Claims) error {
-	if _, frozen, err := s.db.Frozen(ctx, true); err != nil || frozen {
-		return err
-	}
-	r, ok, err := s.db.LockRotation(ctx, rotationID)
-	if err != nil || !ok {
-		return err
-	}
-	attempts, err := s.db.Attempts(ctx, rotationID)
-	if err != nil {
-		return err
-	}
-	now := s.now()
-	// Under the lock it may look otherwise: a report came in, or another transaction triggered a device.
-	if due, _ := rotation.Due(r.Facts.State, rules(attempts), now, s.ackTimeout); !due {
-		return nil
-	}
-	sequence, err := s.db.NextSequence(ctx, r.UserID, r.Secret, 0, now)
-	if err != nil {
-		return err
-	}
-	attempt := postgres.Attempt{RotationID: r.ID, Number: len(attempts) + 1, Device: device.ID, Sequence: sequence}
-	if err := s.db.InsertAttempt(ctx, attempt, now); err != nil {
-		return err
-	}
-	exclude, err := s.excluded(ctx, r.UserID)
-	if err != nil {
-		return err
-	}
-	err = s.endpoint.Queue(ctx, todevice.Outgoing{
-		Key:  fmt.Sprintf("trigger/%s/%d", r.ID, attempt.Number),
-		To:   keys,
-		Type: protocol.TypeTrigger.Type,
-		Content: protocol.Trigger{
-			RotationID: r.ID, Attempt: attempt.Number, Sequence: sequence, UserID: r.UserID, Secret: r.Secret, Action: protocol.ActionPush,
-			KMS: r.KMS, Exclude: exclude, IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife)),
-		},
-	}, claims)
-	if err != nil {
-		return err
-	}
-	r.Facts.State, r.NextAction = rotation.Working, ""
-	if err := s.db.UpdateRotation(ctx, r, now); err != nil {
-		return err
-	}
-	return s.db.Append(ctx, audit.Event{Time: now, Actor: "relay", Action: audit.TriggerQueued, Subject: actorOf(device), Rotation: r.ID,
-		Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", attempt.Number), audit.Number("sequence", sequence), audit.ID("kms_version", r.KMS.Version)}})
-}
-
-// excluded are the user's revoked devices: they must not get the next key.
-func (s *Session) excluded(ctx context.Context, user id.UserID) ([]id.DeviceID, error) {
-	devices, err := s.db.Devices(ctx, user)
-	if err != nil {
-		return nil, err
-	}
-	var excluded []id.DeviceID
-	for _, d := range devices {
-		if d.State == postgres.Revoked {
-			excluded = append(excluded, d.DeviceID)
+	if len(taken) > 0 {
+		if err := s.db.AttemptsSent(ctx, taken, now); err != nil {
+			return err
 		}
 	}
-	return excluded, nil
+	return s.db.Append(ctx, events...)
 }

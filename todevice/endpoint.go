@@ -125,6 +125,7 @@ type txn struct {
 	store      *crypto.SQLCryptoStore
 	account    *crypto.OlmAccount
 	deviceKeys json.RawMessage
+	requests   requests
 	queued     bool
 }
 

@@ -47,9 +47,13 @@ func (e *Endpoint) Queue(ctx context.Context, out Outgoing, claims Claims) error
 	if err != nil {
 		return err
 	}
-	_, err = e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		rowID, e.accountID, out.Key, out.To.UserID, out.To.DeviceID, out.Type, string(ciphertext), e.now().UnixMilli())
+	request, err := state.requests.place(recipient{out.To.UserID, out.To.DeviceID}, len(ciphertext))
+	if err != nil {
+		return err
+	}
+	_, err = e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		rowID, e.accountID, out.Key, out.To.UserID, out.To.DeviceID, out.Type, string(ciphertext), e.now().UnixMilli(), request)
 	if err != nil {
 		return fmt.Errorf("keeping %s in the outbox: %w", out.Type, err)
 	}
@@ -77,34 +81,44 @@ func (e *Endpoint) State(ctx context.Context, key string) (string, error) {
 	return state, nil
 }
 
-// Sent is told, in the transaction that records it, what the homeserver answered: accepted, or refused for good with
-// a reason.
-type Sent func(ctx context.Context, key string, refusal string) error
+// Sent is told, in the transaction that records it, what the homeserver answered for these messages: accepted, or
+// refused for good with a reason.
+type Sent func(ctx context.Context, keys []string, refusal string) error
 
 type outboxRow struct {
 	id, key, content string
-	user             id.UserID
-	device           id.DeviceID
+	to               recipient
 	tries            int
 }
 
-// Flush sends what is due in the outbox, oldest first, always the committed bytes under the committed transaction id.
-// An answer that may come right later (no answer, 429, 5xx) leaves the row pending for a later Flush. It returns when
-// the next pending row is due, zero if there is none.
+// Flush sends what is due in the outbox, oldest request first, always the committed bytes under the committed
+// transaction id. An answer that may come right later (no answer, 429, 5xx) leaves a request pending for a later
+// Flush; a 429 holds back all of the outbox. A request that is refused for good is split until the message at fault
+// is alone. It returns when the next pending request is due, zero if there is none.
 func (e *Endpoint) Flush(ctx context.Context, sent Sent) (next time.Time, err error) {
 	e.flushing.Lock()
 	defer e.flushing.Unlock()
-	rows, err := e.due(ctx)
-	if err != nil {
-		return time.Time{}, err
-	}
-	for _, row := range rows {
-		if err := e.send(ctx, row, sent); err != nil {
+	for {
+		due, err := e.due(ctx)
+		if err != nil {
 			return time.Time{}, err
 		}
+		for _, request := range due {
+			if err := e.send(ctx, request, sent); errors.Is(err, errHeldBack) {
+				return e.nextDue(ctx)
+			} else if err != nil {
+				return time.Time{}, err
+			}
+		}
+		if len(due) == 0 {
+			return e.nextDue(ctx)
+		}
 	}
+}
+
+func (e *Endpoint) nextDue(ctx context.Context) (time.Time, error) {
 	var due int64
-	err = e.db.QueryRow(ctx, `SELECT COALESCE(MIN(next_try), -1) FROM todevice_outbox WHERE account_id = $1 AND state = 'pending'`, e.accountID).Scan(&due)
+	err := e.db.QueryRow(ctx, `SELECT COALESCE(MIN(next_try), -1) FROM todevice_outbox WHERE account_id = $1 AND state = 'pending'`, e.accountID).Scan(&due)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("reading the outbox: %w", err)
 	}
@@ -114,84 +128,172 @@ func (e *Endpoint) Flush(ctx context.Context, sent Sent) (next time.Time, err er
 	return time.UnixMilli(due), nil
 }
 
-func (e *Endpoint) due(ctx context.Context) ([]outboxRow, error) {
-	rows, err := e.db.Query(ctx, `SELECT id, key, recipient_user, recipient_device, content, tries FROM todevice_outbox
-		WHERE account_id = $1 AND state = 'pending' AND next_try <= $2 ORDER BY id LIMIT 1000`, e.accountID, e.now().UnixMilli())
+// due lists the oldest requests that are to be sent now. Their ids are UUIDv7, so they sort by age.
+func (e *Endpoint) due(ctx context.Context) ([]string, error) {
+	rows, err := e.db.Query(ctx, `SELECT DISTINCT request FROM todevice_outbox
+		WHERE account_id = $1 AND state = 'pending' AND next_try <= $2 ORDER BY request LIMIT 64`, e.accountID, e.now().UnixMilli())
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}
 	defer func() { _ = rows.Close() }()
-	var due []outboxRow
+	var due []string
 	for rows.Next() {
-		var row outboxRow
-		if err := rows.Scan(&row.id, &row.key, &row.user, &row.device, &row.content, &row.tries); err != nil {
+		var request string
+		if err := rows.Scan(&request); err != nil {
 			return nil, fmt.Errorf("reading the outbox: %w", err)
 		}
-		due = append(due, row)
+		due = append(due, request)
 	}
 	return due, rows.Err()
 }
 
-func (e *Endpoint) send(ctx context.Context, row outboxRow, sent Sent) error {
-	url := e.client.BuildClientURL("v3", "sendToDevice", event.ToDeviceEncrypted.Type, row.id)
-	body := map[string]any{"messages": map[id.UserID]map[id.DeviceID]json.RawMessage{row.user: {row.device: json.RawMessage(row.content)}}}
-	_, sendErr := e.client.MakeRequest(ctx, http.MethodPut, url, body, nil)
+func (e *Endpoint) messages(ctx context.Context, request string) ([]outboxRow, error) {
+	rows, err := e.db.Query(ctx, `SELECT id, key, recipient_user, recipient_device, content, tries FROM todevice_outbox
+		WHERE account_id = $1 AND request = $2 AND state = 'pending' ORDER BY id`, e.accountID, request)
+	if err != nil {
+		return nil, fmt.Errorf("reading the outbox: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var messages []outboxRow
+	for rows.Next() {
+		var row outboxRow
+		if err := rows.Scan(&row.id, &row.key, &row.to.user, &row.to.device, &row.content, &row.tries); err != nil {
+			return nil, fmt.Errorf("reading the outbox: %w", err)
+		}
+		messages = append(messages, row)
+	}
+	return messages, rows.Err()
+}
+
+// errHeldBack ends a Flush: the homeserver asked for a pause, or does not answer.
+var errHeldBack = errors.New("the homeserver takes nothing now")
+
+func (e *Endpoint) send(ctx context.Context, request string, sent Sent) error {
+	rows, err := e.messages(ctx, request)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
+	for _, row := range rows {
+		if messages[row.to.user] == nil {
+			messages[row.to.user] = map[id.DeviceID]json.RawMessage{}
+		}
+		messages[row.to.user][row.to.device] = json.RawMessage(row.content)
+	}
+	url := e.client.BuildClientURL("v3", "sendToDevice", event.ToDeviceEncrypted.Type, request)
+	_, sendErr := e.client.MakeRequest(ctx, http.MethodPut, url, map[string]any{"messages": messages}, nil)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	refusal, wait := verdict(sendErr, row.tries+1)
-	if sendErr != nil && refusal == "" {
-		e.log.Warn().Err(sendErr).Str("transaction", row.id).Dur("wait", wait).Msg("A to-device message will be sent again")
-		_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET tries = $1, next_try = $2, error = $3 WHERE id = $4`,
-			row.tries+1, e.now().Add(wait).UnixMilli(), sendErr.Error(), row.id)
-		if err != nil {
-			return fmt.Errorf("postponing a message: %w", err)
+	answer := judge(sendErr, rows[0].tries+1)
+	switch {
+	case answer.again:
+		e.log.Warn().Err(sendErr).Str("transaction", request).Int("messages", len(rows)).Dur("wait", answer.wait).Msg("To-device messages will be sent again")
+		return e.hold(ctx, request, answer, sendErr)
+	case answer.refusal != "" && len(rows) > 1:
+		e.log.Warn().Err(sendErr).Str("transaction", request).Int("messages", len(rows)).Msg("The homeserver refused a request: it is split to find the message at fault")
+		return e.split(ctx, request, rows)
+	}
+	return e.settle(ctx, request, rows, answer.refusal, sent)
+}
+
+// hold leaves a request for later, and where the homeserver takes nothing at all, ends the Flush.
+func (e *Endpoint) hold(ctx context.Context, request string, answer answer, cause error) error {
+	until := e.now().Add(answer.wait).UnixMilli()
+	_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET tries = tries + 1, next_try = $1, error = $2 WHERE account_id = $3 AND request = $4 AND state = 'pending'`,
+		until, cause.Error(), e.accountID, request)
+	if err == nil && answer.pause {
+		_, err = e.db.Exec(ctx, `UPDATE todevice_outbox SET next_try = $1 WHERE account_id = $2 AND state = 'pending' AND next_try < $1`, until, e.accountID)
+	}
+	if err != nil {
+		return fmt.Errorf("postponing messages: %w", err)
+	}
+	if answer.pause || answer.silent {
+		return errHeldBack
+	}
+	return nil
+}
+
+// split divides a request that was refused as a whole: nothing of it was delivered, so its halves go under transaction
+// ids of their own, the same bytes.
+func (e *Endpoint) split(ctx context.Context, request string, rows []outboxRow) error {
+	return e.InTxn(ctx, func(ctx context.Context) error {
+		middle := rows[len(rows)/2].id
+		for _, half := range []string{`id < $4`, `id >= $4`} {
+			fresh, err := newID()
+			if err != nil {
+				return err
+			}
+			_, err = e.db.Exec(ctx, `UPDATE todevice_outbox SET request = $1, tries = 0, next_try = 0 WHERE account_id = $2 AND request = $3 AND state = 'pending' AND `+half,
+				fresh, e.accountID, request, middle)
+			if err != nil {
+				return fmt.Errorf("splitting a request: %w", err)
+			}
 		}
 		return nil
-	}
+	})
+}
+
+// settle records what the homeserver answered.
+func (e *Endpoint) settle(ctx context.Context, request string, rows []outboxRow, refusal string, sent Sent) error {
 	return e.InTxn(ctx, func(ctx context.Context) error {
 		state := "sent"
 		if refusal != "" {
 			state = "refused"
 		}
-		_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET state = $1, sent_at = $2, error = $3, tries = tries + 1 WHERE id = $4`,
-			state, e.now().UnixMilli(), refusal, row.id)
+		_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET state = $1, sent_at = $2, error = $3, tries = tries + 1 WHERE account_id = $4 AND request = $5 AND state = 'pending'`,
+			state, e.now().UnixMilli(), refusal, e.accountID, request)
 		if err != nil {
-			return fmt.Errorf("recording a sent message: %w", err)
+			return fmt.Errorf("recording sent messages: %w", err)
 		}
 		if sent == nil {
 			return nil
 		}
-		return sent(ctx, row.key, refusal)
+		keys := make([]string, len(rows))
+		for i, row := range rows {
+			keys[i] = row.key
+		}
+		return sent(ctx, keys, refusal)
 	})
 }
 
-// verdict says whether the homeserver refused for good, or else how long to wait. A dead token (401, 403) is ours to
-// mend, not the message's fault.
-func verdict(err error, tries int) (refusal string, wait time.Duration) {
+// answer is what the homeserver's word means for a request.
+type answer struct {
+	// refusal, if not empty, is for good.
+	refusal string
+	// again after wait.
+	again bool
+	wait  time.Duration
+	// pause means that the homeserver asked for one, silent that nobody answered: others would fare no better now.
+	pause, silent bool
+}
+
+// judge reads the outcome of a request. A dead token (401, 403) is ours to mend, not the messages' fault.
+func judge(err error, tries int) answer {
 	if err == nil {
-		return "", 0
+		return answer{}
 	}
-	wait = backoff(tries)
+	later := answer{again: true, wait: backoff(tries)}
 	var httpErr mautrix.HTTPError
 	if !errors.As(err, &httpErr) || httpErr.Response == nil {
-		return "", wait
+		later.silent = true
+		return later
 	}
 	switch code := httpErr.Response.StatusCode; {
 	case code == http.StatusTooManyRequests:
+		later.pause = true
 		if seconds, err := strconv.Atoi(httpErr.Response.Header.Get("Retry-After")); err == nil && seconds > 0 {
-			return "", time.Duration(seconds) * time.Second
-		}
-		if httpErr.RespError != nil {
+			later.wait = time.Duration(seconds) * time.Second
+		} else if httpErr.RespError != nil {
 			if ms, ok := httpErr.RespError.ExtraData["retry_after_ms"].(float64); ok && ms > 0 {
-				return "", time.Duration(ms) * time.Millisecond
+				later.wait = time.Duration(ms) * time.Millisecond
 			}
 		}
-		return "", wait
+		return later
 	case code == http.StatusUnauthorized || code == http.StatusForbidden || code >= 500:
-		return "", wait
+		return later
 	default:
-		return httpErr.Error(), 0
+		return answer{refusal: httpErr.Error()}
 	}
 }
 

@@ -41,10 +41,11 @@ func TestWhatTheHomeserverAnsweredDecidesWhetherAMessageIsSentAgain(t *testing.T
 		{"a message that is too large", answered(413, "", nil), true, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			refusal, wait := verdict(test.err, 3)
-			if (refusal != "") != test.refused {
-				t.Errorf("the refusal is %q", refusal)
+			got := judge(test.err, 3)
+			if (got.refusal != "") != test.refused {
+				t.Errorf("the refusal is %q", got.refusal)
 			}
+			wait := got.wait
 			if test.wait >= 0 && wait != test.wait {
 				t.Errorf("waits %s, want %s", wait, test.wait)
 			}

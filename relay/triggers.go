@@ -1,0 +1,320 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// triggerBatch is how many rotations are triggered in one transaction: their messages leave in a few requests, and
+// while they do, the next batch is encrypted.
+const triggerBatch = 200
+
+// Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
+func (s *Session) Work(ctx context.Context) error {
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx))
+	after := uuid.Nil
+	for {
+		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
+			return errors.Join(all, err)
+		}
+		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)
+		if err != nil || len(due) == 0 {
+			return errors.Join(all, err)
+		}
+		all = errors.Join(all, s.triggerAll(ctx, due))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		after = due[len(due)-1].ID
+	}
+}
+
+// triggerAll triggers these rotations together. If that fails they are tried by halves, so that the one at fault stays
+// alone with its error.
+func (s *Session) triggerAll(ctx context.Context, due []postgres.Rotation) error {
+	err := s.triggerTogether(ctx, due)
+	if err == nil || ctx.Err() != nil || errors.Is(err, postgres.ErrLeaseLost) {
+		return err
+	}
+	if len(due) == 1 {
+		return fmt.Errorf("rotation %s: %w", due[0].ID, err)
+	}
+	middle := len(due) / 2
+	return errors.Join(s.triggerAll(ctx, due[:middle]), s.triggerAll(ctx, due[middle:]))
+}
+
+// choice is the device that is to act for a rotation, with the keys to encrypt to.
+type choice struct {
+	device postgres.Device
+	keys   crosssigning.Device
+}
+
+func (s *Session) triggerTogether(ctx context.Context, due []postgres.Rotation) error {
+	keys := ids(due)
+	attempts, err := s.db.AttemptsOf(ctx, keys)
+	if err != nil {
+		return err
+	}
+	devices, err := s.db.DevicesOf(ctx, users(due))
+	if err != nil {
+		return err
+	}
+	chosen, err := s.choose(ctx, due, attempts, devices)
+	if err != nil {
+		return err
+	}
+	targets := make([]crosssigning.Device, 0, len(chosen))
+	for _, c := range chosen {
+		targets = append(targets, c.keys)
+	}
+	claims, err := s.endpoint.Claim(ctx, false, targets...)
+	if err != nil {
+		return err
+	}
+	return s.endpoint.InTxn(ctx, func(ctx context.Context) error { return s.trigger(ctx, keys, chosen, claims) })
+}
+
+func ids(rotations []postgres.Rotation) []uuid.UUID {
+	keys := make([]uuid.UUID, len(rotations))
+	for i, r := range rotations {
+		keys[i] = r.ID
+	}
+	return keys
+}
+
+func users(rotations []postgres.Rotation) []id.UserID {
+	all := make([]id.UserID, len(rotations))
+	for i, r := range rotations {
+		all[i] = r.UserID
+	}
+	return all
+}
+
+// choose picks for each rotation an enrolled device whose keys and cross-signing still are what was pinned; a rotation
+// without one is missing in the answer. A device that is no longer what was pinned needs enrollment.
+func (s *Session) choose(ctx context.Context, due []postgres.Rotation, attempts map[uuid.UUID][]postgres.Attempt, devices map[id.UserID][]postgres.Device) (map[uuid.UUID]choice, error) {
+	var ask []id.UserID
+	for user, of := range devices {
+		for _, d := range of {
+			if d.State == postgres.Enrolled {
+				ask = append(ask, user)
+				break
+			}
+		}
+	}
+	if len(ask) == 0 {
+		return nil, nil
+	}
+	identities, err := s.endpoint.Identities(ctx, ask...)
+	if err != nil {
+		return nil, err
+	}
+	chosen := map[uuid.UUID]choice{}
+	broken := map[uuid.UUID]bool{}
+	for _, r := range due {
+		_, untriedOnly := rotation.Due(r.Facts.State, rules(attempts[r.ID]), s.now(), s.ackTimeout)
+		tried := map[uuid.UUID]int{}
+		for _, a := range attempts[r.ID] {
+			tried[a.Device]++
+		}
+		var candidates []rotation.Candidate
+		choices := map[string]choice{}
+		for _, d := range devices[r.UserID] {
+			if d.State != postgres.Enrolled || broken[d.ID] || untriedOnly && tried[d.ID] > 0 {
+				continue
+			}
+			identity := identities[d.UserID]
+			keys, ok := identity.Devices[d.DeviceID]
+			if !ok || !identity.PinnedTo(d.MasterKey) || !keys.CrossSigned || keys.IdentityKey != d.IdentityKey || keys.SigningKey != d.SigningKey {
+				if err := s.needsEnrollment(ctx, d); err != nil {
+					return nil, err
+				}
+				broken[d.ID] = true
+				continue
+			}
+			candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen, Tried: tried[d.ID]})
+			choices[d.ID.String()] = choice{d, keys}
+		}
+		if best, ok := rotation.Choose(candidates); ok {
+			chosen[r.ID] = choices[best.ID]
+		}
+	}
+	return chosen, nil
+}
+
+func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error {
+	return s.db.Txn(ctx, func(ctx context.Context) error {
+		if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
+			return err
+		}
+		return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: "relay", Action: audit.EnrollmentRefused, Subject: actorOf(d),
+			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "identity_changed_or_not_cross_signed")}})
+	})
+}
+
+// rules are attempts as package rotation sees them.
+func rules(attempts []postgres.Attempt) []rotation.Attempt {
+	seen := make([]rotation.Attempt, len(attempts))
+	for i, a := range attempts {
+		seen[i] = rotation.Attempt{Device: a.Device.String(), Stage: a.Stage, Sent: a.SentAt}
+	}
+	return seen
+}
+
+// trigger locks the rotations and looks again, and leaves attempts, messages, states and events behind together. The
+// order of locks is that of every Olm transaction: the account, then rotations, then sequences.
+func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid.UUID]choice, claims todevice.Claims) error {
+	if _, frozen, err := s.db.Frozen(ctx, true); err != nil || frozen {
+		return err
+	}
+	locked, err := s.db.LockFreeRotations(ctx, keys)
+	if err != nil {
+		return err
+	}
+	attempts, err := s.db.AttemptsOf(ctx, keys)
+	if err != nil {
+		return err
+	}
+	devices, err := s.db.DevicesOf(ctx, users(locked))
+	if err != nil {
+		return err
+	}
+	now := s.now()
+	batch := newTriggers(now)
+	for _, r := range locked {
+		due, _ := rotation.Due(r.Facts.State, rules(attempts[r.ID]), now, s.ackTimeout)
+		c, ok := chosen[r.ID]
+		switch {
+		case !due || r.Held:
+		case ok && enrolled(devices[r.UserID], c.device.ID):
+			batch.add(r, c, len(attempts[r.ID])+1, excluded(devices[r.UserID]))
+		case !ok && r.Facts.State == rotation.Received:
+			batch.wait(r)
+		}
+	}
+	if err := batch.number(ctx, s.db); err != nil {
+		return err
+	}
+	for _, t := range batch.triggers {
+		if err := s.endpoint.Queue(ctx, t.message(now), claims); err != nil {
+			return err
+		}
+	}
+	return batch.keep(ctx, s.db)
+}
+
+func enrolled(devices []postgres.Device, key uuid.UUID) bool {
+	for _, d := range devices {
+		if d.ID == key {
+			return d.State == postgres.Enrolled
+		}
+	}
+	return false
+}
+
+// excluded are the user's revoked devices: they must not get the next key.
+func excluded(devices []postgres.Device) []id.DeviceID {
+	var revoked []id.DeviceID
+	for _, d := range devices {
+		if d.State == postgres.Revoked {
+			revoked = append(revoked, d.DeviceID)
+		}
+	}
+	return revoked
+}
+
+// triggers is what one transaction leaves behind, gathered so that it is written in a few statements.
+type triggers struct {
+	now      time.Time
+	triggers []trigger
+	waiting  []postgres.Rotation
+}
+
+type trigger struct {
+	rotation postgres.Rotation
+	choice   choice
+	attempt  postgres.Attempt
+	exclude  []id.DeviceID
+}
+
+func newTriggers(now time.Time) *triggers { return &triggers{now: now} }
+
+func (b *triggers) add(r postgres.Rotation, c choice, number int, exclude []id.DeviceID) {
+	b.triggers = append(b.triggers, trigger{r, c, postgres.Attempt{RotationID: r.ID, Number: number, Device: c.device.ID}, exclude})
+}
+
+func (b *triggers) wait(r postgres.Rotation) { b.waiting = append(b.waiting, r) }
+
+// number gives each trigger its sequence.
+func (b *triggers) number(ctx context.Context, db *postgres.DB) error {
+	if len(b.triggers) == 0 {
+		return nil
+	}
+	pairs := make([]postgres.UserSecret, len(b.triggers))
+	for i, t := range b.triggers {
+		pairs[i] = postgres.UserSecret{User: t.rotation.UserID, Secret: t.rotation.Secret}
+	}
+	last, err := db.LockSequences(ctx, pairs)
+	if err != nil {
+		return err
+	}
+	for i, pair := range pairs {
+		last[pair] = rotation.NextSequence(last[pair], b.now)
+		b.triggers[i].attempt.Sequence = last[pair]
+	}
+	return db.PutSequences(ctx, last)
+}
+
+func (t trigger) message(now time.Time) todevice.Outgoing {
+	r := t.rotation
+	return todevice.Outgoing{
+		Key:  fmt.Sprintf("trigger/%s/%d", r.ID, t.attempt.Number),
+		To:   t.choice.keys,
+		Type: protocol.TypeTrigger.Type,
+		Content: protocol.Trigger{
+			RotationID: r.ID, Attempt: t.attempt.Number, Sequence: t.attempt.Sequence, UserID: r.UserID, Secret: r.Secret, Action: protocol.ActionPush,
+			KMS: r.KMS, Exclude: t.exclude, IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife)),
+		},
+	}
+}
+
+// keep writes attempts, states and events.
+func (b *triggers) keep(ctx context.Context, db *postgres.DB) error {
+	var events []audit.Event
+	var attempts []postgres.Attempt
+	var working []postgres.Rotation
+	for _, t := range b.triggers {
+		attempts, working = append(attempts, t.attempt), append(working, t.rotation)
+		events = append(events, audit.Event{Time: b.now, Actor: "relay", Action: audit.TriggerQueued, Subject: actorOf(t.choice.device), Rotation: t.rotation.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", t.attempt.Number), audit.Number("sequence", t.attempt.Sequence),
+				audit.ID("kms_version", t.rotation.KMS.Version)}})
+	}
+	if len(attempts) > 0 {
+		if err := db.InsertAttempts(ctx, attempts, b.now); err != nil {
+			return err
+		}
+		if err := db.MoveRotations(ctx, ids(working), rotation.Working, "", b.now); err != nil {
+			return err
+		}
+	}
+	for _, r := range b.waiting {
+		next := "admin: enroll a managed device of this user (keyherald enroll --user " + string(r.UserID) + ")"
+		if err := db.MoveRotations(ctx, []uuid.UUID{r.ID}, rotation.WaitingForEnrollment, next, b.now); err != nil {
+			return err
+		}
+		events = append(events, audit.Event{Time: b.now, Actor: "relay", Action: audit.RotationWaiting, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted})
+	}
+	return db.Append(ctx, events...)
+}
