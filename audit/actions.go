@@ -11,6 +11,8 @@ const (
 	RotationSuperseded   Action = "rotation.superseded"
 	RotationTimedOut     Action = "rotation.timed_out"
 	RotationWaiting      Action = "rotation.waiting_for_enrollment"
+	RotationHeld         Action = "rotation.held"
+	RotationReleased     Action = "rotation.released"
 	RotationRetried      Action = "rotation.retried"
 	RotationCancelled    Action = "rotation.cancelled"
 	CancelQueued         Action = "rotation.cancel_queued"

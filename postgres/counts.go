@@ -8,7 +8,7 @@ import (
 // Counts are how many rows are in which state, for metrics.
 type Counts struct {
 	Rotations, Attention, Devices map[string]int
-	Outbox, Frozen                int
+	Outbox, Frozen, Held          int
 }
 
 // Counts counts.
@@ -18,6 +18,7 @@ func (db *DB) Counts(ctx context.Context) (Counts, error) {
 		UNION ALL SELECT 'attention', needs_attention, COUNT(*) FROM rotation WHERE ended_at IS NULL AND needs_attention <> '' GROUP BY needs_attention
 		UNION ALL SELECT 'device', state, COUNT(*) FROM device GROUP BY state
 		UNION ALL SELECT 'outbox', '', COUNT(*) FROM todevice_outbox WHERE state = 'pending'
+		UNION ALL SELECT 'held', '', COUNT(*) FROM rotation WHERE held AND ended_at IS NULL
 		UNION ALL SELECT 'frozen', '', COUNT(*) FROM trigger_freeze`)
 	if err != nil {
 		return counts, fmt.Errorf("counting: %w", err)
@@ -38,6 +39,8 @@ func (db *DB) Counts(ctx context.Context) (Counts, error) {
 			counts.Devices[word] = n
 		case "outbox":
 			counts.Outbox = n
+		case "held":
+			counts.Held = n
 		case "frozen":
 			counts.Frozen = n
 		}

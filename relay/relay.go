@@ -29,8 +29,10 @@ type Config struct {
 	BotMasterKey id.Ed25519
 	// AckTimeout is how long a device may take to accept a trigger before another one is tried; default rotation.AckTimeout.
 	AckTimeout time.Duration
-	Now        func() time.Time
-	Log        zerolog.Logger
+	// Storm is beyond how many changed users rotations are held; default rotation.DefaultStormLimit.
+	Storm rotation.StormLimit
+	Now   func() time.Time
+	Log   zerolog.Logger
 }
 
 // Engine holds no state of its own.
@@ -39,6 +41,7 @@ type Engine struct {
 	bot        id.UserID
 	masterKey  id.Ed25519
 	ackTimeout time.Duration
+	storm      rotation.StormLimit
 	now        func() time.Time
 	log        zerolog.Logger
 }
@@ -54,7 +57,10 @@ func New(config Config) (*Engine, error) {
 	if config.AckTimeout == 0 {
 		config.AckTimeout = rotation.AckTimeout
 	}
-	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, now: config.Now, log: config.Log}, nil
+	if config.Storm == (rotation.StormLimit{}) {
+		config.Storm = rotation.DefaultStormLimit()
+	}
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, now: config.Now, log: config.Log}, nil
 }
 
 // Change is a secret's new version in a KMS, as a source told it.
@@ -102,6 +108,9 @@ func (e *Engine) open(ctx context.Context, change Change, actor string) (postgre
 	}
 	if opened.Facts.State == rotation.Superseded {
 		return opened, e.end(ctx, opened, audit.RotationSuperseded, actor, audit.Flag("older_than_known", true))
+	}
+	if err := e.holdStorm(ctx, opened, actor); err != nil {
+		return opened, err
 	}
 	return opened, e.db.Notify(ctx, WorkChannel, opened.ID.String())
 }

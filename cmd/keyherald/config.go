@@ -36,8 +36,14 @@ type config struct {
 	KMS map[string]kmsConfig `yaml:"kms"`
 	// AckTimeout is how long a device may take to accept a trigger before another device of the user is tried.
 	AckTimeout time.Duration `yaml:"ack_timeout"`
+	Storm      stormConfig   `yaml:"storm"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
+}
+
+// stormConfig is beyond how many users whose keys change within an hour rotations are held until released.
+type stormConfig struct {
+	Limit rotation.StormLimit `yaml:"limit"`
 }
 
 type botConfig struct {
@@ -87,7 +93,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout}
+	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -125,6 +131,9 @@ func (c config) validate() error {
 	}
 	if c.AckTimeout < time.Second {
 		return fmt.Errorf("ack_timeout is %s: write 10m", c.AckTimeout)
+	}
+	if c.Storm.Limit.Percent < 0 || c.Storm.Limit.Percent > 100 || c.Storm.Limit.Users < 1 {
+		return fmt.Errorf("storm.limit is percent %d, users %d: write {percent: 2, users: 20}; percent 100 holds nothing", c.Storm.Limit.Percent, c.Storm.Limit.Users)
 	}
 	for _, address := range []struct{ key, value string }{{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}} {
 		if u, err := url.Parse(address.value); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {

@@ -36,10 +36,10 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 	}
 	tests := []struct{ name, old, new, want string }{
 		{"an unknown key is named with its line", "listen:", "listne:", "line 4"},
-		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line 15: bot.user_id"},
+		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line 19: bot.user_id"},
 		{"a key that is missing", "registration: registration.yaml", "", "registration is missing"},
 		{"an address that is none", "http://localhost:8008", "localhost:8008", "line 8: homeserver"},
-		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line 51: sources.corporate-kms.mapping.pattern"},
+		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line 55: sources.corporate-kms.mapping.pattern"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}

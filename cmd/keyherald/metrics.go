@@ -21,6 +21,7 @@ var (
 	attentionDesc = prometheus.NewDesc("keyherald_rotations_needing_attention", "Open rotations that need somebody, by cause.", []string{"cause"}, nil)
 	devicesDesc   = prometheus.NewDesc("keyherald_devices", "Managed devices by state.", []string{"state"}, nil)
 	outboxDesc    = prometheus.NewDesc("keyherald_outbox_pending", "Messages of the bot that the homeserver has not taken yet.", nil, nil)
+	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations held because too many users changed at once.", nil, nil)
 	leadingDesc   = prometheus.NewDesc("keyherald_bot_leading", "1 where this replica holds the bot.", nil, nil)
 	frozenDesc    = prometheus.NewDesc("keyherald_triggers_frozen", "1 while an admin has stopped all triggers.", nil, nil)
 	databaseDesc  = prometheus.NewDesc("keyherald_database_up", "1 if the database answered this scrape.", nil, nil)
@@ -28,7 +29,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, frozenDesc, leadingDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, leadingDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -52,6 +53,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	send(databaseDesc, 1)
 	send(frozenDesc, float64(counts.Frozen))
+	send(heldDesc, float64(counts.Held))
 	send(outboxDesc, float64(counts.Outbox))
 	for state, n := range counts.Rotations {
 		send(rotationsDesc, float64(n), state)

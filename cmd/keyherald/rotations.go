@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -26,6 +27,7 @@ type rotationView struct {
 	KMS            protocol.KMSRef     `json:"kms"`
 	Source         string              `json:"source"`
 	State          rotation.State      `json:"state"`
+	Held           bool                `json:"held,omitempty"`
 	Stage          protocol.Stage      `json:"stage,omitempty"`
 	BackupVersion  string              `json:"backup_version,omitempty"`
 	RecoveryCopy   string              `json:"recovery_copy,omitempty"`
@@ -48,7 +50,7 @@ type attemptView struct {
 }
 
 func viewOf(r postgres.Rotation) rotationView {
-	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, State: r.Facts.State, Stage: r.Facts.Stage,
+	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, State: r.Facts.State, Held: r.Held, Stage: r.Facts.Stage,
 		BackupVersion: r.Facts.BackupVersion, RecoveryCopy: string(r.Facts.RecoveryCopy), NeedsAttention: string(r.Facts.Attention), NextAction: r.NextAction,
 		Failure: string(r.Facts.Failure), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, EndedAt: optional(r.EndedAt)}
 }
@@ -62,7 +64,7 @@ func optional(t time.Time) *time.Time {
 
 func rotationsCommand(load func() (config, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: "rotations", Short: "Rotations: who is done, who is stuck, and what to do about it"}
-	cmd.AddCommand(rotationsList(load), rotationsShow(load), rotationsWatch(load),
+	cmd.AddCommand(rotationsList(load), rotationsShow(load), rotationsWatch(load), rotationsRelease(load),
 		rotationsChange(load, "retry", "Ask for another attempt at a rotation that is open or came to nothing", (*relay.Engine).Retry),
 		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel))
 	return cmd
@@ -253,6 +255,32 @@ func rotationsChange(load func() (config, error), name, short string, do func(*r
 			return printRotation(cmd.OutOrStdout(), view)
 		})
 	}}
+}
+
+func rotationsRelease(load func() (config, error)) *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{Use: "release [ROTATION…]", Short: "Let rotations go that were held because too many users changed at once", RunE: func(cmd *cobra.Command, args []string) error {
+		if all == (len(args) > 0) {
+			return errors.New("name the rotations to release, or write --all: `keyherald rotations list --open` shows them")
+		}
+		keys := []uuid.UUID{}
+		for _, arg := range args {
+			key, err := rotationID(arg)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, key)
+		}
+		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+			released, err := engine.Release(cmd.Context(), keys, localActor())
+			if err == nil {
+				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%d rotations were released\n", released)
+			}
+			return err
+		})
+	}}
+	cmd.Flags().BoolVar(&all, "all", false, "release everything that is held")
+	return cmd
 }
 
 func freezeCommand(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, string) error) *cobra.Command {

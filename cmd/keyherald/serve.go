@@ -78,7 +78,7 @@ func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, ap
 	if err != nil {
 		return nil, identity, err
 	}
-	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Log: log})
+	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Log: log})
 	return engine, identity, err
 }
 

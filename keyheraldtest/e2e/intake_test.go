@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/intake"
-	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 )
 
@@ -35,14 +34,7 @@ func cloudEvent(id, subject, version string) string {
 // TestNotifications sends notifications to the real handler, recorder and database, in this order.
 func TestNotifications(t *testing.T) {
 	ctx := t.Context()
-	database, err := cluster.NewDatabase(ctx)
-	check(t, err)
-	owner, err := postgres.Open(ctx, database.OwnerURL)
-	check(t, err)
-	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
-	t.Cleanup(func() { _ = owner.Close() })
-	db, err := postgres.Open(ctx, database.WriterURL)
-	check(t, err)
+	db, owner := newDatabase(t)
 	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
 	check(t, err)
 	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {

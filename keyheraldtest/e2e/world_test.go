@@ -44,16 +44,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	ctx := t.Context()
 	dir := t.TempDir()
-	database, err := cluster.NewDatabase(ctx)
-	check(t, err)
-	owner, err := postgres.Open(ctx, database.OwnerURL)
-	check(t, err)
-	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
-	check(t, owner.Close())
-	db, err := postgres.Open(ctx, database.WriterURL)
-	check(t, err)
-	t.Cleanup(func() { _ = db.Close() })
-	check(t, db.CheckSchema(ctx))
+	db, _ := newDatabase(t)
 
 	bot := id.NewUserID("keyherald", keyheraldtest.ServerName)
 	masterKey, err := appservice.Keygen(dir, bot)
@@ -90,6 +81,23 @@ func newWorld(t *testing.T) *world {
 	w.recoveryKey, err = w.stock.Bootstrap(ctx, password)
 	check(t, err)
 	return w
+}
+
+// newDatabase makes a migrated database and opens it as the writer, and as the owner.
+func newDatabase(t *testing.T) (writer, owner *postgres.DB) {
+	t.Helper()
+	ctx := t.Context()
+	database, err := cluster.NewDatabase(ctx)
+	check(t, err)
+	owner, err = postgres.Open(ctx, database.OwnerURL)
+	check(t, err)
+	t.Cleanup(func() { _ = owner.Close() })
+	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
+	writer, err = postgres.Open(ctx, database.WriterURL)
+	check(t, err)
+	t.Cleanup(func() { _ = writer.Close() })
+	check(t, writer.CheckSchema(ctx))
+	return writer, owner
 }
 
 func (w *world) login(t *testing.T, device id.DeviceID) *keyheraldtest.Client {
