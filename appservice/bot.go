@@ -49,8 +49,10 @@ const (
 type Bot struct {
 	config BotConfig
 	wake   chan struct{}
-	mu     sync.Mutex
-	ready  bool
+
+	mu    sync.Mutex // guards what follows
+	ready bool
+	mark  mark
 }
 
 // NewBot makes a Bot; Run does everything.
@@ -117,14 +119,17 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	defer loops.Wait()
 	defer cancel(nil)
 	loops.Go(func() { b.renew(ctx, epoch, cancel) })
-
 	client, err := b.login(ctx)
 	if err != nil {
 		return err
 	}
+	if err := b.checkMark(ctx, client); err != nil {
+		return err
+	}
+	b.setMark(mark{Device: client.DeviceID})
 	endpoint, err := todevice.New(todevice.Config{
-		DB: b.config.DB.Database, Client: client, AccountID: "bot", PickleKey: b.config.PickleKey, Log: b.config.Log,
-		Fence: func(ctx context.Context) error { return b.config.DB.HoldLease(ctx, epoch) },
+		DB: b.config.DB.Database, Client: client, AccountID: postgres.AccountBot, PickleKey: b.config.PickleKey, Log: b.config.Log,
+		Fence: func(ctx context.Context) error { return b.fence(ctx, epoch) },
 	})
 	if err != nil {
 		return err
@@ -135,6 +140,9 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	if err := b.config.Identity.establish(ctx, client, endpoint); err != nil {
 		return err
 	}
+	if err := b.logOutRetired(ctx); err != nil {
+		b.config.Log.Warn().Err(err).Msg("A retired device of the bot is still logged in; the next holder of the bot tries again")
+	}
 	worker := b.config.NewWorker(endpoint)
 	b.setReady(true)
 	b.config.Log.Info().Int64("epoch", epoch).Stringer("device", client.DeviceID).Msg("This replica holds the bot")
@@ -142,6 +150,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	loops.Go(func() { b.process(ctx, endpoint, worker) })
 	loops.Go(func() { b.work(ctx, worker) })
 	loops.Go(func() { b.send(ctx, endpoint, worker) })
+	loops.Go(func() { b.remember(ctx, client) })
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
@@ -157,7 +166,13 @@ func (b *Bot) renew(ctx context.Context, epoch int64, cancel context.CancelCause
 		case <-ticker.C:
 		}
 		current, err := b.config.DB.TakeLease(ctx, b.config.Holder, leaseLife)
+		if err == nil && current == epoch && b.Leading() {
+			err = b.has(ctx, b.lastMark().Event)
+		}
 		switch {
+		case errors.Is(err, postgres.ErrWentBack):
+			cancel(err)
+			return
 		case err == nil && current == epoch:
 			deadline = time.Now().Add(leaseLife)
 		case err == nil || time.Now().After(deadline):
@@ -170,20 +185,24 @@ func (b *Bot) renew(ctx context.Context, epoch int64, cancel context.CancelCause
 // login registers the bot's user where it is missing and logs its one device in again: the device keeps its keys and
 // waiting messages, and a token that a former holder still has dies with it.
 func (b *Bot) login(ctx context.Context) (*mautrix.Client, error) {
+	fresh, err := NewDeviceID()
+	if err != nil {
+		return nil, err
+	}
+	device, err := b.config.DB.BotDevice(ctx, b.config.Identity.UserID, fresh)
+	if err != nil {
+		return nil, err
+	}
+	return b.loginAs(ctx, device)
+}
+
+func (b *Bot) loginAs(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
 	user := b.config.Identity.UserID
 	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
 	if err != nil {
 		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
-	fresh, err := newDeviceID()
-	if err != nil {
-		return nil, err
-	}
-	device, err := b.config.DB.BotDevice(ctx, user, fresh)
-	if err != nil {
-		return nil, err
-	}
 	request := &mautrix.ReqLogin{
 		Type:                     mautrix.AuthTypeAppservice,
 		Identifier:               mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()},

@@ -152,7 +152,8 @@ func LoadRegistration(path string) (Registration, error) {
 	return r, nil
 }
 
-func newDeviceID() (id.DeviceID, error) {
+// NewDeviceID makes an id for a new device of the bot.
+func NewDeviceID() (id.DeviceID, error) {
 	raw := make([]byte, 5)
 	if _, err := rand.Read(raw); err != nil {
 		return "", fmt.Errorf("making a device id: %w", err)

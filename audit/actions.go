@@ -36,6 +36,8 @@ const (
 	RotationReassigned   Action = "rotation.reassigned"
 	MessageUndecryptable Action = "message.undecryptable"
 	MessageUnusable      Action = "message.unusable"
+	DatabaseRestored     Action = "database.restored"
+	DeviceGreeted        Action = "device.greeted"
 	BotLogin             Action = "bot.login"
 	LeaseTaken           Action = "bot.lease_taken"
 )

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/google/uuid"
+	"maunium.net/go/mautrix/event"
 
 	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/protocol"
@@ -28,9 +29,34 @@ func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
 		return a.revoked(ctx, message)
 	case string(msc4385.FormSend), string(msc4385.FormPush):
 		return a.receive(ctx, message)
+	case event.ToDeviceDummy.Type:
+		return a.greeting(ctx, message)
 	}
 	// Room keys, dummies and whatever else a client sends its user's devices: read, and let go.
 	return nil
+}
+
+// greeting is an empty message: from the pinned bot it says which of its devices reports go to now, since a restored
+// server speaks through a new one.
+func (a *Account) greeting(ctx context.Context, message *todevice.Message) error {
+	p, err := a.pin(ctx)
+	if err != nil || !p.Accepted || !a.fromPinnedBot(message, p) {
+		return err
+	}
+	return a.learnBot(ctx, message)
+}
+
+// learnBot keeps the device of the bot that this message came from.
+func (a *Account) learnBot(ctx context.Context, message *todevice.Message) error {
+	sender, _ := message.SenderDevice()
+	encoded, err := json.Marshal(sender)
+	if err != nil {
+		return fmt.Errorf("keeping the bot's device: %w", err)
+	}
+	if err := a.store.set(ctx, "bot_keys", string(encoded)); err != nil {
+		return err
+	}
+	return a.store.set(ctx, "bot_device", sender.DeviceID.String())
 }
 
 func (a *Account) trigger(ctx context.Context, message *todevice.Message) error {
@@ -43,15 +69,7 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 		a.log.Warn().Stringer("sender", message.Sender).Msg("A trigger that is not from the pinned bot was ignored")
 		return fmt.Errorf("%w: %s", todevice.ErrUnusable, protocol.RejectedNotPinnedBot)
 	}
-	sender, _ := message.SenderDevice()
-	if err := a.store.set(ctx, "bot_device", sender.DeviceID.String()); err != nil {
-		return err
-	}
-	encoded, err := json.Marshal(sender)
-	if err != nil {
-		return fmt.Errorf("keeping the bot's device: %w", err)
-	}
-	if err := a.store.set(ctx, "bot_keys", string(encoded)); err != nil {
+	if err := a.learnBot(ctx, message); err != nil {
 		return err
 	}
 	var trigger protocol.Trigger

@@ -274,7 +274,9 @@ func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, f
 		if current == nil || current.ID.String() != j.NewVersion || !current.HeldBy(key) {
 			return stop(protocol.AttentionBackupChanged, backup.ErrChanged)
 		}
-		return nil
+		// Reported once more for a new attempt: the server may have lost the first report with its database.
+		return a.commit(ctx, j, protocol.Progress{Stage: protocol.StageBackupCreated, KMSVersion: j.KMSVersion, Backup: &protocol.BackupReport{
+			Version: j.NewVersion, OldVersion: j.OldVersion, PublicKey: current.PublicKey}})
 	}
 	signers := []backup.Signer{a.endpoint.SignJSON}
 	if fourS != nil {

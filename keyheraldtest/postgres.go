@@ -3,6 +3,7 @@
 package keyheraldtest
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -109,6 +110,24 @@ func (p *Postgres) Dump(ctx context.Context, database string) ([]byte, error) {
 		return nil, fmt.Errorf("dumping %s: %w", database, err)
 	}
 	return dump, nil
+}
+
+// Restore puts a database back to what Dump made of it; whoever is connected is thrown out.
+func (p *Postgres) Restore(ctx context.Context, database *Database, dump []byte) error {
+	err := execAll(ctx, p.url("postgres", "postgres"), "DROP DATABASE "+database.Name+" WITH (FORCE)", "CREATE DATABASE "+database.Name+" OWNER "+database.Owner)
+	if err != nil {
+		return err
+	}
+	program, err := postgresProgram("psql")
+	if err != nil {
+		return err
+	}
+	psql := exec.CommandContext(ctx, program, "--dbname", database.SuperURL, "--quiet", "--no-psqlrc", "--single-transaction", "--set", "ON_ERROR_STOP=1")
+	psql.Stdin = bytes.NewReader(dump)
+	if out, err := psql.CombinedOutput(); err != nil {
+		return fmt.Errorf("restoring %s: %w: %s", database.Name, err, out)
+	}
+	return nil
 }
 
 func (p *Postgres) url(role, database string) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -46,17 +47,28 @@ func (db *DB) ReleaseLease(ctx context.Context, holder string) error {
 	return nil
 }
 
-// HoldLease fails the transaction unless the epoch is still ours. The share lock makes a takeover wait until this
+// ErrWentBack means that the database is older than what was seen of it before: it was restored, and the Olm ratchets
+// in it must not be used.
+var ErrWentBack = errors.New("the database went back to an earlier state: if it was restored on purpose, run `keyherald restore --reason …`, which gives the bot a new device")
+
+// HoldLease fails the transaction unless the epoch is still ours and the audit log still has the event (none for
+// uuid.Nil); it returns the newest event, to be asked for next time. The share lock makes a takeover wait until this
 // transaction has ended, so that two replicas never move the same ratchet.
-func (db *DB) HoldLease(ctx context.Context, epoch int64) error {
+func (db *DB) HoldLease(ctx context.Context, epoch int64, seen uuid.UUID) (newest uuid.UUID, err error) {
 	var current int64
-	if err := db.QueryRow(ctx, `SELECT epoch FROM bot_lease WHERE singleton = 1 FOR SHARE`).Scan(&current); err != nil {
-		return fmt.Errorf("checking the bot's lease: %w", err)
+	var has bool
+	var last uuid.NullUUID
+	err = db.QueryRow(ctx, `SELECT epoch, $1 = '00000000-0000-0000-0000-000000000000'::uuid OR EXISTS (SELECT 1 FROM audit_event WHERE id = $1),
+		(SELECT id FROM audit_event ORDER BY id DESC LIMIT 1) FROM bot_lease WHERE singleton = 1 FOR SHARE`, seen).Scan(&current, &has, &last)
+	switch {
+	case err != nil:
+		return seen, fmt.Errorf("checking the bot's lease: %w", err)
+	case current != epoch:
+		return seen, ErrLeaseLost
+	case !has:
+		return seen, ErrWentBack
 	}
-	if current != epoch {
-		return ErrLeaseLost
-	}
-	return nil
+	return last.UUID, nil
 }
 
 // BotDevice returns the bot's device id, and keeps fresh where there is none yet.

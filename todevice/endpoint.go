@@ -104,6 +104,9 @@ func New(config Config) (*Endpoint, error) {
 	}, nil
 }
 
+// DeviceID is the device this is an endpoint of.
+func (e *Endpoint) DeviceID() id.DeviceID { return e.client.DeviceID }
+
 // Arrived is signalled when Sync has committed envelopes; Queued when a transaction left something in the outbox.
 // Both hold one signal, so that whoever listens looks at the rows and not at the count.
 func (e *Endpoint) Arrived() <-chan struct{} { return e.arrived }

@@ -34,7 +34,7 @@ func cloudEvent(id, subject, version string) string {
 // TestNotifications sends notifications to the real handler, recorder and database, in this order.
 func TestNotifications(t *testing.T) {
 	ctx := t.Context()
-	db, owner := newDatabase(t)
+	db, owner, _ := newDatabase(t)
 	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
 	check(t, err)
 	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {

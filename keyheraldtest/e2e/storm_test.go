@@ -17,7 +17,7 @@ import (
 
 func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	ctx := t.Context()
-	db, _ := newDatabase(t)
+	db, _, _ := newDatabase(t)
 	clock := &keyheraldtest.Clock{}
 	engine, err := relay.New(relay.Config{DB: db, Now: clock.Now, BotUserID: "@keyherald:example.org", BotMasterKey: "x",
 		Storm: rotation.StormLimit{Percent: 2, Users: 3}})

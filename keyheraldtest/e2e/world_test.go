@@ -33,7 +33,9 @@ type world struct {
 	hs          *keyheraldtest.Dendrite
 	clock       *keyheraldtest.Clock // the server's
 	db          *postgres.DB
+	database    *keyheraldtest.Database
 	engine      *relay.Engine
+	bot         *appservice.Bot
 	dir         string
 	alice       id.UserID
 	stock       *keyheraldtest.Client
@@ -44,7 +46,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	ctx := t.Context()
 	dir := t.TempDir()
-	db, _ := newDatabase(t)
+	db, _, database := newDatabase(t)
 
 	bot := id.NewUserID("keyherald", keyheraldtest.ServerName)
 	masterKey, err := appservice.Keygen(dir, bot)
@@ -73,7 +75,7 @@ func newWorld(t *testing.T) *world {
 	})
 	wait(t, "the bot to lead", func() bool { return b.Leading() })
 
-	w := &world{hs: hs, clock: clock, db: db, engine: engine, dir: dir}
+	w := &world{hs: hs, clock: clock, db: db, database: database, engine: engine, bot: b, dir: dir}
 	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
 	w.alice, err = hs.CreateUser(ctx, "alice", password)
 	check(t, err)
@@ -84,10 +86,11 @@ func newWorld(t *testing.T) *world {
 }
 
 // newDatabase makes a migrated database and opens it as the writer, and as the owner.
-func newDatabase(t *testing.T) (writer, owner *postgres.DB) {
+func newDatabase(t *testing.T) (writer, owner *postgres.DB, database *keyheraldtest.Database) {
 	t.Helper()
 	ctx := t.Context()
-	database, err := cluster.NewDatabase(ctx)
+	var err error
+	database, err = cluster.NewDatabase(ctx)
 	check(t, err)
 	owner, err = postgres.Open(ctx, database.OwnerURL)
 	check(t, err)
@@ -97,7 +100,7 @@ func newDatabase(t *testing.T) (writer, owner *postgres.DB) {
 	check(t, err)
 	t.Cleanup(func() { _ = writer.Close() })
 	check(t, writer.CheckSchema(ctx))
-	return writer, owner
+	return writer, owner, database
 }
 
 func (w *world) login(t *testing.T, device id.DeviceID) *keyheraldtest.Client {

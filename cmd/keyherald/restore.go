@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
+)
+
+// restoredText tells what a restore did, and what only people know to do now.
+const restoredText = `Declared: the database holds what was known at %s, and nothing after it.
+The bot has a new device, %s, which its replicas use from now on; managed devices follow it by the bot's master key.
+Rotations under way are triggered again: %d.
+What was done between then and now is not known here. Do again, where it applies:
+- send the notifications of that time once more (the same id and body is harmless);
+- revoke the devices that were revoked, and cancel, freeze or release what was cancelled, frozen or released;
+- enroll the devices that were enrolled: they are refused as not_enrolled.
+`
+
+func restoreCommand(load func() (config, error)) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{Use: "restore", Short: "Declare that the database was restored from a backup: a new bot device, sequences above the lost ones, the gap in the audit log",
+		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+			fresh, err := appservice.NewDeviceID()
+			if err != nil {
+				return err
+			}
+			return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+				restored, err := engine.Restore(cmd.Context(), fresh, reason, localActor())
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), restoredText, restored.Since.Format(time.RFC3339), restored.NewDevice, restored.Retriggers)
+				return err
+			})
+		}}
+	cmd.Flags().StringVar(&reason, "reason", "", "why the database was restored: it stands in the audit log")
+	_ = cmd.MarkFlagRequired("reason")
+	return cmd
+}

@@ -1,0 +1,91 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/rotation"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+// sequenceJump is how far above the clock the sequences go after a restore: a lost trigger may have come from a
+// replica whose clock was ahead.
+const sequenceJump = time.Hour
+
+// Restored is what a declared restore found and did.
+type Restored struct {
+	// Since is when the newest event that survived was appended: what happened between then and now is not known here.
+	Since      time.Time
+	OldDevice  id.DeviceID
+	NewDevice  id.DeviceID
+	Retriggers int
+}
+
+// Restore declares that the database was put back to an earlier state. The bot gets a new device, since a ratchet that
+// went back must not be used; sequences jump; rotations that were under way are triggered again, and their devices
+// answer from their own journals; and the gap stands in the log.
+func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason, actor string) (Restored, error) {
+	if reason == "" || len(reason) > 500 {
+		return Restored{}, errors.New("a reason of 1 to 500 bytes is needed: it stands in the audit log")
+	}
+	restored := Restored{NewDevice: fresh}
+	err := e.db.Txn(ctx, func(ctx context.Context) error {
+		now := e.now()
+		last, since, err := e.db.LastEvent(ctx)
+		if err != nil {
+			return err
+		}
+		restored.Since = since
+		if restored.OldDevice, err = e.db.RetireBot(ctx, fresh, now); err != nil {
+			return err
+		}
+		if err := e.db.JumpSequences(ctx, now.Add(sequenceJump).UnixMicro()); err != nil {
+			return err
+		}
+		working, err := e.db.LockWorking(ctx)
+		if err != nil {
+			return err
+		}
+		restored.Retriggers = len(working)
+		if err := e.db.MoveRotations(ctx, ids(working), rotation.Received, "", now); err != nil {
+			return err
+		}
+		events := []audit.Event{{Time: now, Actor: actor, Action: audit.DatabaseRestored, Subject: "database", Outcome: audit.Accepted, Detail: audit.Detail{
+			audit.ID("reason", reason), audit.ID("last_event", last.String()), audit.Number("gap_from", since.UnixMilli()), audit.Number("gap_to", now.UnixMilli()),
+			audit.ID("old_bot_device", string(restored.OldDevice)), audit.ID("new_bot_device", string(fresh)), audit.Number("retriggered", len(working))}}}
+		for _, r := range working {
+			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: string(r.UserID), Rotation: r.ID,
+				Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", r.Facts.State), audit.Flag("restored", true)}})
+		}
+		if err := e.db.Append(ctx, events...); err != nil {
+			return err
+		}
+		return e.db.Notify(ctx, WorkChannel, "")
+	})
+	if err != nil {
+		return Restored{}, fmt.Errorf("declaring the restore: %w", err)
+	}
+	return restored, nil
+}
+
+// greet sends every enrolled device an empty message after a restore: it opens an Olm session, and the device learns
+// from it which device of the bot, signed by the pinned master key, its reports go to now.
+func (s *Session) greet(ctx context.Context) error {
+	devices, err := s.db.Ungreeted(ctx)
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, d := range devices {
+		out := todevice.Outgoing{Key: "greet/" + d.ID.String() + "/" + s.endpoint.DeviceID().String(), Type: event.ToDeviceDummy.Type, Content: struct{}{}}
+		err := s.tell(ctx, d, out, audit.Event{Action: audit.DeviceGreeted}, func(ctx context.Context, _ time.Time) error { return s.db.Greeted(ctx, d.ID) })
+		all = errors.Join(all, err)
+	}
+	return all
+}
