@@ -68,10 +68,11 @@ func DendriteBinaries(ctx context.Context, progress io.Writer) (string, error) {
 
 // Dendrite is a homeserver on SQLite.
 type Dendrite struct {
-	URL  string
-	Dir  string
-	cmd  *exec.Cmd
-	done chan struct{}
+	URL     string
+	Dir     string
+	program string
+	cmd     *exec.Cmd
+	done    chan struct{}
 }
 
 const registrationSecret = "keyheraldtest"
@@ -93,18 +94,26 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*D
 	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, registrations)), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the homeserver's config: %w", err)
 	}
-	log, err := os.Create(filepath.Join(dir, "dendrite.log"))
+	d := &Dendrite{URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir, program: filepath.Join(bin, "dendrite")}
+	return d, d.Start(ctx)
+}
+
+// Start starts the homeserver again after Kill, with the data it has.
+func (d *Dendrite) Start(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(d.Dir, "dendrite.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("making the homeserver's log: %w", err)
+		return fmt.Errorf("making the homeserver's log: %w", err)
 	}
-	d := &Dendrite{URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir, done: make(chan struct{})}
-	d.cmd = exec.Command(filepath.Join(bin, "dendrite"), "-config", filepath.Join(dir, "dendrite.yaml"), "-http-bind-address", strings.TrimPrefix(d.URL, "http://"), "-really-enable-open-registration")
-	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, log, log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting the homeserver: %w", err)
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(d.program, "-config", filepath.Join(d.Dir, "dendrite.yaml"), "-http-bind-address", strings.TrimPrefix(d.URL, "http://"), "-really-enable-open-registration")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = d.Dir, log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the homeserver: %w", err)
 	}
-	go func() { defer close(d.done); _ = d.cmd.Wait() }()
+	done := make(chan struct{})
+	d.cmd, d.done = cmd, done
+	go func() { defer close(done); _ = cmd.Wait() }()
 	err = Until(ctx, 60*time.Second, func() error {
 		resp, err := http.Get(d.URL + "/_matrix/client/versions")
 		if err != nil {
@@ -113,9 +122,16 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*D
 		return resp.Body.Close()
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("waiting for the homeserver (see %s/dendrite.log): %w", dir, err), d.Close())
+		return errors.Join(fmt.Errorf("waiting for the homeserver (see %s/dendrite.log): %w", d.Dir, err), d.Close())
 	}
-	return d, nil
+	return nil
+}
+
+// Kill ends the homeserver with SIGKILL, as a crash does.
+func (d *Dendrite) Kill() error {
+	err := d.cmd.Process.Kill()
+	<-d.done
+	return err
 }
 
 // Close ends the homeserver.

@@ -25,10 +25,11 @@ import (
 
 // Postgres is a private cluster in a temporary directory. As root it runs as the user postgres or nobody.
 type Postgres struct {
-	dir  string
-	port int
-	cmd  *exec.Cmd
-	done chan struct{}
+	dir        string
+	port       int
+	credential *syscall.Credential
+	cmd        *exec.Cmd
+	done       chan struct{}
 }
 
 // Database is a fresh database with roles of its own.
@@ -44,10 +45,6 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	serverProgram, err := postgresProgram("postgres")
-	if err != nil {
-		return nil, err
-	}
 	dir, err := os.MkdirTemp("", "keyherald-postgres-")
 	if err != nil {
 		return nil, fmt.Errorf("making PostgreSQL's directory: %w", err)
@@ -56,7 +53,7 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{dir: dir, done: make(chan struct{})}
+	p := &Postgres{dir: dir, credential: credential}
 	data := filepath.Join(dir, "data")
 	initdb := exec.CommandContext(ctx, initdbProgram, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
 	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
@@ -66,27 +63,68 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if p.port, err = FreePort(); err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(dir, "postgres.log"))
+	return p, p.Start(ctx)
+}
+
+// Start starts the cluster again after Kill, with the data it has.
+func (p *Postgres) Start(ctx context.Context) error {
+	serverProgram, err := postgresProgram("postgres")
 	if err != nil {
-		return nil, fmt.Errorf("making PostgreSQL's log: %w", err)
+		return err
 	}
-	p.cmd = exec.Command(serverProgram, "-D", data, "-k", dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, log, log
-	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Pdeathsig: syscall.SIGQUIT}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting PostgreSQL: %w", err)
-	}
-	go func() { defer close(p.done); _ = p.cmd.Wait() }()
 	db, err := sql.Open("postgres", p.url("postgres", "postgres"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = db.Close() }()
-	if err := Until(ctx, 30*time.Second, func() error { return db.PingContext(ctx) }); err != nil {
-		return nil, errors.Join(fmt.Errorf("waiting for PostgreSQL: %w", err), p.Close())
+	// After a SIGKILL the backends hold the shared memory until they notice, and a start fails meanwhile.
+	err = Until(ctx, 30*time.Second, func() error {
+		if p.done == nil || isClosed(p.done) {
+			if err := p.launch(serverProgram); err != nil {
+				return err
+			}
+		}
+		return db.PingContext(ctx)
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("waiting for PostgreSQL: %w", err), p.Close())
 	}
-	return p, nil
+	return nil
+}
+
+func isClosed(done chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *Postgres) launch(program string) error {
+	log, err := os.OpenFile(p.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("making PostgreSQL's log: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(program, "-D", filepath.Join(p.dir, "data"), "-k", p.dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, log, log
+	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.credential, Pdeathsig: syscall.SIGQUIT}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting PostgreSQL: %w", err)
+	}
+	done := make(chan struct{})
+	p.cmd, p.done = cmd, done
+	go func() { defer close(done); _ = cmd.Wait() }()
+	return nil
+}
+
+// Kill ends the cluster with SIGKILL, as a crash does.
+func (p *Postgres) Kill() error {
+	err := p.cmd.Process.Kill()
+	<-p.done
+	return err
 }
 
 // Close stops the cluster and removes it.
