@@ -48,8 +48,10 @@ func (a *Account) push(ctx context.Context, j *job, p pin) error {
 	return a.commit(ctx, j, protocol.Progress{Stage: protocol.StagePushed, Deliveries: j.Plan})
 }
 
+// pushKey names a push for good. It goes by the key-backup version and not by the rotation: a server that was restored
+// may open another rotation for a version whose key the targets have already.
 func pushKey(j *job, round int, device id.DeviceID, form string) string {
-	return fmt.Sprintf("push/%s/%d/%s/%s", j.Rotation, round, device, form)
+	return fmt.Sprintf("push/%s/%d/%s/%s", j.NewVersion, round, device, form)
 }
 
 // plan queries the devices afresh, drops those that must not or cannot have the key, reads the current version once

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +24,14 @@ type Receiver struct {
 	db       *dbutil.Database
 
 	mu          sync.Mutex // guards the rest
-	payloads    map[string]string
+	messages    []Received
 	decryptions map[[32]byte]int
+}
+
+// Received is a message as it was decrypted, with the SHA-256 of its ciphertext.
+type Received struct {
+	Type, Content  string
+	CiphertextHash [32]byte
 }
 
 // NewReceiver logs a device in and publishes its keys; nothing has verified it yet. Its store goes into dir.
@@ -42,7 +49,7 @@ func NewReceiver(ctx context.Context, url string, user id.UserID, password strin
 	if err != nil {
 		return nil, err
 	}
-	r := &Receiver{payloads: map[string]string{}, decryptions: map[[32]byte]int{}}
+	r := &Receiver{decryptions: map[[32]byte]int{}}
 	if r.db, err = dbutil.NewWithDB(raw, "sqlite3"); err != nil {
 		return nil, err
 	}
@@ -70,9 +77,25 @@ func (r *Receiver) Receive(ctx context.Context) error {
 
 // Payloads are the last decrypted contents, by event type.
 func (r *Receiver) Payloads() map[string]string {
+	payloads := map[string]string{}
+	for _, message := range r.Messages() {
+		payloads[message.Type] = message.Content
+	}
+	return payloads
+}
+
+// Messages is everything that was decrypted, in that order.
+func (r *Receiver) Messages() []Received {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return maps.Clone(r.payloads)
+	return slices.Clone(r.messages)
+}
+
+// PutAway counts the envelopes that were put away in a state: "duplicate" for identical bytes that came again,
+// "undecryptable".
+func (r *Receiver) PutAway(ctx context.Context, state string) (n int, err error) {
+	err = r.db.QueryRow(ctx, `SELECT COUNT(*) FROM todevice_inbox WHERE state = $1`, state).Scan(&n)
+	return n, err
 }
 
 // Decryptions counts by the SHA-256 of the ciphertext.
@@ -91,7 +114,7 @@ func (r *Receiver) Admit(context.Context, todevice.Envelope) (todevice.Admission
 func (r *Receiver) Handle(_ context.Context, message *todevice.Message) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.payloads[message.Type] = string(message.Content)
+	r.messages = append(r.messages, Received{message.Type, string(message.Content), message.CiphertextHash})
 	r.decryptions[message.CiphertextHash]++
 	return nil
 }
