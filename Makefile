@@ -2,10 +2,10 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test demo bench vet fmt lint fuzz vuln setup clean
+.PHONY: help build test demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build bin/keyherald and bin/keyherald-device (pure Go)
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o bin/ ./cmd/...
@@ -21,6 +21,13 @@ demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leave
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)
+
+chaos: setup build ## Kill, cut, refuse and restore under a stream of rotations, then count (CHAOS_KILLS=200, CHAOS_SEED=1)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/chaos -kills $(or $(CHAOS_KILLS),200) -seed $(or $(CHAOS_SEED),1)
+
+chaos-controls: setup ## Prove that chaos finds faults: programs that have them on purpose must fail (CHAOS_KILLS=12)
+	@mkdir -p bin/sabotage && CGO_ENABLED=0 $(GO) build -tags $(TAGS),sabotage -trimpath -o bin/sabotage/ ./cmd/...
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/chaos -controls -programs bin/sabotage -kills $(or $(CHAOS_KILLS),12) -seed $(or $(CHAOS_SEED),1)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS) ./...

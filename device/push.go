@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/internal/sabotage"
 	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
@@ -19,7 +20,7 @@ import (
 // push is step 8: who is to have the key is decided once and journaled; each (target, form) is encrypted once.
 func (a *Account) push(ctx context.Context, j *job, p pin) error {
 	const round = 1
-	if j.Plan == nil {
+	if j.Plan == nil || sabotage.EncryptAgain {
 		if err := a.plan(ctx, j, p, round); err != nil {
 			return err
 		}
@@ -51,7 +52,11 @@ func (a *Account) push(ctx context.Context, j *job, p pin) error {
 // pushKey names a push for good. It goes by the key-backup version and not by the rotation: a server that was restored
 // may open another rotation for a version whose key the targets have already.
 func pushKey(j *job, round int, device id.DeviceID, form string) string {
-	return fmt.Sprintf("push/%s/%d/%s/%s", j.NewVersion, round, device, form)
+	key := fmt.Sprintf("push/%s/%d/%s/%s", j.NewVersion, round, device, form)
+	if sabotage.EncryptAgain {
+		key += fmt.Sprintf("/%d", j.Tries)
+	}
+	return key
 }
 
 // plan queries the devices afresh, drops those that must not or cannot have the key, reads the current version once

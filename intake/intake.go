@@ -23,6 +23,8 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/internal/sabotage"
 )
 
 // MaxBody is the limit of a notification's body, in bytes.
@@ -193,6 +195,10 @@ func (h *Handler) notify(c echo.Context) error {
 			return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
 		}
 		return h.answer(c, name, http.StatusUnprocessableEntity, err.Error(), nil)
+	}
+	if sabotage.AckBeforeCommit {
+		go func() { _, _ = h.deps.Recorder.Accept(context.WithoutCancel(ctx), notification) }()
+		return h.answer(c, name, http.StatusAccepted, "accepted", nil)
 	}
 	receipt, err := h.deps.Recorder.Accept(ctx, notification)
 	switch {

@@ -51,7 +51,7 @@ func (w *world) attack(ctx context.Context, random *rand.Rand, kills int, book *
 			}
 			faults["database restored"]++
 		}
-		if random.IntN(2) == 0 {
+		if random.IntN(2) == 0 || w.config.LoseAnswers {
 			faults[w.disturb(ctx, random)]++
 		}
 		h, err := w.killOne(ctx, random)
@@ -76,7 +76,11 @@ func (w *world) disturb(ctx context.Context, random *rand.Rand) string {
 	moods := []mood{refusing, limiting, lossy, hangingUp}
 	m := moods[random.IntN(len(moods))]
 	span := time.Duration(300+random.IntN(1500)) * time.Millisecond
-	switch random.IntN(4) {
+	kind := random.IntN(4)
+	if w.config.LoseAnswers {
+		kind, m, span = disturbHomeserver, lossy, 4*time.Second
+	}
+	switch kind {
 	case 0:
 		w.pgLink.cut()
 		return "PostgreSQL's connections cut"
@@ -94,13 +98,15 @@ func (w *world) disturb(ctx context.Context, random *rand.Rand) string {
 			gate.set(calm)
 		}
 		return "KMS: " + moodNames[m]
-	default:
+	case disturbHomeserver:
 		w.hsGate.set(m)
 		w.wait(ctx, span)
 		w.hsGate.set(calm)
-		return "homeserver: " + moodNames[m]
 	}
+	return "homeserver: " + moodNames[m]
 }
+
+const disturbHomeserver = 3
 
 // killOne chooses a victim and a stage, waits a while for a rotation at that stage, and kills.
 func (w *world) killOne(ctx context.Context, random *rand.Rand) (hit, error) {

@@ -26,6 +26,8 @@ type Config struct {
 	Out           io.Writer
 	// Sabotage names a fault that binaries built with -tags sabotage have on purpose; the run must find it.
 	Sabotage string
+	// LoseAnswers makes the homeserver's lost answers the only disturbance, and a long one.
+	LoseAnswers bool
 	// Patience is how long the end may take to be quiet; default ten minutes.
 	Patience time.Duration
 }
