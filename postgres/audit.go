@@ -6,19 +6,30 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/lib/pq"
+
 	"github.com/keyherald/keyherald/audit"
 )
 
-// Append writes an event into the log, in the transaction of its effect.
-func (db *DB) Append(ctx context.Context, event audit.Event) error {
-	sealed, err := event.Seal()
+// Append writes events into the log, in the transaction of their effects.
+func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	ids, bodies, salts, details := make([]uuid.UUID, len(events)), make([][]byte, len(events)), make([][]byte, len(events)), make([][]byte, len(events))
+	for i, event := range events {
+		sealed, err := event.Seal()
+		if err != nil {
+			return err
+		}
+		ids[i], bodies[i], salts[i], details[i] = sealed.ID, sealed.Body, sealed.Salt, sealed.Detail
+	}
+	_, err := db.Exec(ctx, `WITH fresh AS (SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[]) AS fresh (id, body, salt, detail)),
+			event AS (INSERT INTO audit_event (id, body) SELECT id, body FROM fresh)
+		INSERT INTO audit_detail (event_id, salt, detail) SELECT id, salt, detail FROM fresh`,
+		pq.Array(ids), pq.Array(bodies), pq.Array(salts), pq.Array(details))
 	if err != nil {
-		return err
-	}
-	if _, err := db.Exec(ctx, `INSERT INTO audit_event (id, body) VALUES ($1, $2)`, sealed.ID, sealed.Body); err != nil {
-		return fmt.Errorf("appending to the audit log: %w", err)
-	}
-	if _, err := db.Exec(ctx, `INSERT INTO audit_detail (event_id, salt, detail) VALUES ($1, $2, $3)`, sealed.ID, sealed.Salt, sealed.Detail); err != nil {
 		return fmt.Errorf("appending to the audit log: %w", err)
 	}
 	return nil

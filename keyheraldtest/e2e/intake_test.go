@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -45,10 +46,12 @@ func TestNotifications(t *testing.T) {
 	check(t, err)
 	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
 	check(t, err)
+	arrivals := relay.NewArrivals(engine, 0)
+	run(t, func(ctx context.Context) error { arrivals.Run(ctx); return nil })
 	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {
 		Keys:    []intake.Key{{ID: "old", Secret: signingSecret}, {ID: "new", Secret: nextSecret}},
 		Mapping: intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)/backup-key", User: "@{user}:example.org", KMS: "dev"},
-	}}}, intake.Deps{Recorder: engine, Log: zerolog.Nop()})
+	}}}, intake.Deps{Recorder: arrivals, Log: zerolog.Nop()})
 	check(t, err)
 	web := echo.New()
 	handler.Register(web)
