@@ -37,8 +37,8 @@ type Database struct {
 	SuperURL, OwnerURL, WriterURL, AuditorURL string
 }
 
-// StartPostgres starts a cluster; Close ends it and removes everything.
-func StartPostgres(ctx context.Context) (*Postgres, error) {
+// StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
+func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	initdbProgram, err := postgresProgram("initdb")
 	if err != nil {
 		return nil, err
@@ -70,6 +70,9 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 		return nil, fmt.Errorf("making PostgreSQL's log: %w", err)
 	}
 	p.cmd = exec.Command(serverProgram, "-D", data, "-k", dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
+	for _, setting := range settings {
+		p.cmd.Args = append(p.cmd.Args, "-c", setting)
+	}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, log, log
 	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Pdeathsig: syscall.SIGQUIT}
@@ -109,6 +112,20 @@ func (p *Postgres) Dump(ctx context.Context, database string) ([]byte, error) {
 		return nil, fmt.Errorf("dumping %s: %w", database, err)
 	}
 	return dump, nil
+}
+
+// Pgbench runs PostgreSQL's own benchmark program on a database and returns its report.
+func (p *Postgres) Pgbench(ctx context.Context, database string, args ...string) ([]byte, error) {
+	program, err := postgresProgram("pgbench")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "--host", "127.0.0.1", "--port", strconv.Itoa(p.port), "--username", "postgres", database)...)
+	report, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("running pgbench: %w: %s", err, report)
+	}
+	return report, nil
 }
 
 func (p *Postgres) url(role, database string) string {
