@@ -53,6 +53,9 @@ type Receipt struct {
 	RotationID string
 }
 
+// ErrBusy is a Recorder's answer where too much is waiting already.
+var ErrBusy = errors.New("too many notifications are waiting")
+
 // Recorder makes things durable before it returns; an error means nothing was kept, and the sender is asked to come
 // again. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
 // the rest of them when the minute is over.
@@ -163,7 +166,7 @@ func (h *Handler) notify(c echo.Context) error {
 	case h.inFlight <- struct{}{}:
 		defer func() { <-h.inFlight }()
 	default:
-		return h.busy(c, name, "too many notifications at once")
+		return h.unavailable(c, name, ErrBusy)
 	}
 	body, err := io.ReadAll(io.LimitReader(c.Request().Body, MaxBody+1))
 	if err != nil {
@@ -306,6 +309,9 @@ func (h *Handler) refuse(c echo.Context, source string, status int, reason strin
 }
 
 func (h *Handler) unavailable(c echo.Context, source string, err error) error {
+	if errors.Is(err, ErrBusy) {
+		return h.busy(c, source, err.Error())
+	}
 	h.deps.Log.Error().Err(err).Str("source", source).Msg("A notification could not be kept; its sender was asked to come again")
 	return h.busy(c, source, "the notification could not be kept")
 }

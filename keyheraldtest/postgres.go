@@ -28,6 +28,7 @@ type Postgres struct {
 	dir        string
 	port       int
 	credential *syscall.Credential
+	settings   []string
 	cmd        *exec.Cmd
 	done       chan struct{}
 }
@@ -39,8 +40,8 @@ type Database struct {
 	SuperURL, OwnerURL, WriterURL, AuditorURL string
 }
 
-// StartPostgres starts a cluster; Close ends it and removes everything.
-func StartPostgres(ctx context.Context) (*Postgres, error) {
+// StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
+func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	initdbProgram, err := postgresProgram("initdb")
 	if err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{dir: dir, credential: credential}
+	p := &Postgres{dir: dir, credential: credential, settings: settings}
 	data := filepath.Join(dir, "data")
 	initdb := exec.CommandContext(ctx, initdbProgram, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
 	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
@@ -108,6 +109,9 @@ func (p *Postgres) launch(program string) error {
 	}
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(program, "-D", filepath.Join(p.dir, "data"), "-k", p.dir, "-p", strconv.Itoa(p.port), "-c", "listen_addresses=127.0.0.1")
+	for _, setting := range p.settings {
+		cmd.Args = append(cmd.Args, "-c", setting)
+	}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, log, log
 	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.credential, Pdeathsig: syscall.SIGQUIT}
@@ -166,6 +170,20 @@ func (p *Postgres) Restore(ctx context.Context, database *Database, dump []byte)
 		return fmt.Errorf("restoring %s: %w: %s", database.Name, err, out)
 	}
 	return nil
+}
+
+// Pgbench runs PostgreSQL's own benchmark program on a database and returns its report.
+func (p *Postgres) Pgbench(ctx context.Context, database string, args ...string) ([]byte, error) {
+	program, err := postgresProgram("pgbench")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "--host", "127.0.0.1", "--port", strconv.Itoa(p.port), "--username", "postgres", database)...)
+	report, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("running pgbench: %w: %s", err, report)
+	}
+	return report, nil
 }
 
 func (p *Postgres) url(role, database string) string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/lib/pq"
 
 	"github.com/keyherald/keyherald/audit"
@@ -13,22 +14,21 @@ import (
 
 // Append writes events into the log, in the transaction of their effects.
 func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
-	var ids []string
-	var bodies, salts, details [][]byte
-	for _, event := range events {
+	if len(events) == 0 {
+		return nil
+	}
+	ids, bodies, salts, details := make([]uuid.UUID, len(events)), make([][]byte, len(events)), make([][]byte, len(events)), make([][]byte, len(events))
+	for i, event := range events {
 		sealed, err := event.Seal()
 		if err != nil {
 			return err
 		}
-		ids = append(ids, sealed.ID.String())
-		bodies, salts, details = append(bodies, sealed.Body), append(salts, sealed.Salt), append(details, sealed.Detail)
+		ids[i], bodies[i], salts[i], details[i] = sealed.ID, sealed.Body, sealed.Salt, sealed.Detail
 	}
-	if len(ids) == 0 {
-		return nil
-	}
-	_, err := db.Exec(ctx, `WITH event AS (INSERT INTO audit_event (id, body) SELECT * FROM unnest($1::uuid[], $2::bytea[]))
-		INSERT INTO audit_detail (event_id, salt, detail) SELECT * FROM unnest($1::uuid[], $3::bytea[], $4::bytea[])`,
-		pq.Array(ids), pq.ByteaArray(bodies), pq.ByteaArray(salts), pq.ByteaArray(details))
+	_, err := db.Exec(ctx, `WITH fresh AS (SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[]) AS fresh (id, body, salt, detail)),
+			event AS (INSERT INTO audit_event (id, body) SELECT id, body FROM fresh)
+		INSERT INTO audit_detail (event_id, salt, detail) SELECT id, salt, detail FROM fresh`,
+		pq.Array(ids), pq.Array(bodies), pq.Array(salts), pq.Array(details))
 	if err != nil {
 		return fmt.Errorf("appending to the audit log: %w", err)
 	}

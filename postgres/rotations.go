@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/protocol"
@@ -85,23 +86,78 @@ func (db *DB) rotation(ctx context.Context, key uuid.UUID, lock string) (r Rotat
 	return r, true, nil
 }
 
-// InsertRotation makes a rotation, or returns the one that exists for the same user, secret and KMS version.
-func (db *DB) InsertRotation(ctx context.Context, r Rotation) (Rotation, bool, error) {
-	result, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, created_at, updated_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) ON CONFLICT (user_id, secret, kms, path, version) DO NOTHING`,
-		r.ID, r.UserID, r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, r.Facts.State, r.CreatedAt)
+// Place is where a secret of a user lives: its rotations follow each other.
+type Place struct {
+	UserID            id.UserID
+	Secret, KMS, Path string
+}
+
+// Place is the rotation's place.
+func (r Rotation) Place() Place { return Place{r.UserID, r.Secret, r.KMS.Name, r.KMS.Path} }
+
+// RotationsAt lists the rotations of places, open or ended, newest first.
+func (db *DB) RotationsAt(ctx context.Context, places []Place) ([]Rotation, error) {
+	users, secrets, kms, paths := make([]string, len(places)), make([]string, len(places)), make([]string, len(places)), make([]string, len(places))
+	for i, p := range places {
+		users[i], secrets[i], kms[i], paths[i] = string(p.UserID), p.Secret, p.KMS, p.Path
+	}
+	return db.rotations(ctx, `(user_id, secret, kms, path) IN
+		(SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])) ORDER BY id DESC`,
+		pq.Array(users), pq.Array(secrets), pq.Array(kms), pq.Array(paths))
+}
+
+// InsertRotations makes rotations, which exist only once for a place and version.
+func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
+	if len(rotations) == 0 {
+		return nil
+	}
+	var columns [9][]string
+	created, ended, held := make([]time.Time, len(rotations)), make([]sql.NullTime, len(rotations)), make([]bool, len(rotations))
+	for i, r := range rotations {
+		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction} {
+			columns[c] = append(columns[c], value)
+		}
+		held[i] = r.Held
+		created[i], ended[i] = r.CreatedAt, sql.NullTime{Time: r.EndedAt, Valid: !r.EndedAt.IsZero()}
+	}
+	args := make([]any, 0, len(columns)+3)
+	for _, column := range columns {
+		args = append(args, pq.Array(column))
+	}
+	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, created_at, updated_at, ended_at, held)
+		SELECT id, user_id, secret, kms, path, version, source, state, next_action, created_at, created_at, ended_at, held FROM unnest(
+			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::boolean[])
+			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, created_at, ended_at, held)`,
+		append(args, pq.Array(created), pq.Array(ended), pq.Array(held))...)
 	if err != nil {
-		return r, false, fmt.Errorf("keeping a rotation: %w", err)
+		return fmt.Errorf("keeping rotations: %w", err)
 	}
-	if n, err := result.RowsAffected(); err != nil || n == 1 {
-		return r, true, err
+	return nil
+}
+
+// Supersede ends those of the rotations that are still open, and says which these were.
+func (db *DB) Supersede(ctx context.Context, rotations []uuid.UUID, now time.Time) (map[uuid.UUID]bool, error) {
+	superseded := map[uuid.UUID]bool{}
+	if len(rotations) == 0 {
+		return superseded, nil
 	}
-	existing, err := scanRotation(db.QueryRow(ctx, `SELECT `+rotationColumns+` FROM rotation
-		WHERE user_id = $1 AND secret = $2 AND kms = $3 AND path = $4 AND version = $5`, r.UserID, r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version))
+	// Whoever locks several rotations does it newest first, so that nobody waits in a circle.
+	rows, err := db.Query(ctx, `WITH still_open AS (
+			SELECT id FROM rotation WHERE id = ANY($1::uuid[]) AND ended_at IS NULL ORDER BY id DESC FOR NO KEY UPDATE)
+		UPDATE rotation SET state = $2, needs_attention = '', next_action = '', updated_at = $3, ended_at = $3
+		FROM still_open WHERE rotation.id = still_open.id RETURNING rotation.id`, pq.Array(rotations), rotation.Superseded, now)
 	if err != nil {
-		return r, false, fmt.Errorf("reading the rotation that exists: %w", err)
+		return nil, fmt.Errorf("superseding rotations: %w", err)
 	}
-	return existing, false, nil
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var key uuid.UUID
+		if err := rows.Scan(&key); err != nil {
+			return nil, fmt.Errorf("superseding rotations: %w", err)
+		}
+		superseded[key] = true
+	}
+	return superseded, rows.Err()
 }
 
 // UpdateRotation writes the facts of a locked rotation.
@@ -153,41 +209,4 @@ func (db *DB) FirstReport(ctx context.Context, report uuid.UUID, rotationID uuid
 	}
 	n, err := result.RowsAffected()
 	return n == 1, err
-}
-
-// Notification is a row of its table.
-type Notification struct {
-	Source, ID, KeyID, Problem string
-	BodySHA256                 [32]byte
-	RotationID                 uuid.NullUUID
-}
-
-// PutNotification keeps a notification, unless one with its source and id is there, which it returns instead.
-func (db *DB) PutNotification(ctx context.Context, n Notification, now time.Time) (existing Notification, inserted bool, err error) {
-	result, err := db.Exec(ctx, `INSERT INTO notification (source, id, body_sha256, key_id, received_at, rotation_id, problem)
-		VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (source, id) DO NOTHING`,
-		n.Source, n.ID, n.BodySHA256[:], n.KeyID, now, n.RotationID, n.Problem)
-	if err != nil {
-		return n, false, fmt.Errorf("keeping a notification: %w", err)
-	}
-	if count, err := result.RowsAffected(); err != nil || count == 1 {
-		return n, true, err
-	}
-	var sum []byte
-	err = db.QueryRow(ctx, `SELECT source, id, key_id, problem, body_sha256, rotation_id FROM notification WHERE source = $1 AND id = $2`, n.Source, n.ID).
-		Scan(&existing.Source, &existing.ID, &existing.KeyID, &existing.Problem, &sum, &existing.RotationID)
-	if err != nil {
-		return n, false, fmt.Errorf("reading the notification that exists: %w", err)
-	}
-	copy(existing.BodySHA256[:], sum)
-	return existing, false, nil
-}
-
-// SetNotificationRotation names the rotation a kept notification belongs to.
-func (db *DB) SetNotificationRotation(ctx context.Context, source, notificationID string, key uuid.UUID) error {
-	_, err := db.Exec(ctx, `UPDATE notification SET rotation_id = $3 WHERE source = $1 AND id = $2`, source, notificationID, key)
-	if err != nil {
-		return fmt.Errorf("binding a notification to its rotation: %w", err)
-	}
-	return nil
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,16 +11,30 @@ import (
 	"maunium.net/go/mautrix/id"
 )
 
-// ChangedUsers counts the users whose rotations were let through since then, without this one, and says whether this
-// one is among those let through or released. Held rotations do not count, so the count stays near the limit.
-func (db *DB) ChangedUsers(ctx context.Context, since time.Time, user id.UserID, except uuid.UUID) (others int, through bool, err error) {
-	err = db.QueryRow(ctx, `SELECT
-		(SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND NOT held AND released_at IS NULL AND user_id <> $2),
-		EXISTS (SELECT 1 FROM rotation WHERE created_at > $1 AND NOT held AND user_id = $2 AND id <> $3)`, since, user, except).Scan(&others, &through)
+// ChangedUsers counts the users whose rotations were let through since then, and says which of those named are among
+// them or were released. Held rotations do not count, so the count stays near the limit.
+func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.UserID) (changed int, through map[id.UserID]bool, err error) {
+	rows, err := db.Query(ctx, `SELECT DISTINCT user_id FROM rotation WHERE created_at > $1 AND NOT held AND user_id = ANY($2)`, since, pq.Array(users))
 	if err != nil {
-		return 0, false, fmt.Errorf("counting the users whose keys changed: %w", err)
+		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
 	}
-	return others, through, nil
+	defer func() { _ = rows.Close() }()
+	through = map[id.UserID]bool{}
+	for rows.Next() {
+		var user id.UserID
+		if err := rows.Scan(&user); err != nil {
+			return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
+		}
+		through[user] = true
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
+	}
+	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND NOT held AND released_at IS NULL`, since).Scan(&changed)
+	if err != nil {
+		return 0, nil, fmt.Errorf("counting the users whose keys changed: %w", err)
+	}
+	return changed, through, nil
 }
 
 // EnrolledUsers counts the users with an enrolled device.
@@ -28,14 +43,6 @@ func (db *DB) EnrolledUsers(ctx context.Context) (n int, err error) {
 		return 0, fmt.Errorf("counting the enrolled users: %w", err)
 	}
 	return n, nil
-}
-
-// HoldRotation holds a rotation until it is released.
-func (db *DB) HoldRotation(ctx context.Context, key uuid.UUID, nextAction string) error {
-	if _, err := db.Exec(ctx, `UPDATE rotation SET held = true, next_action = $2 WHERE id = $1`, key, nextAction); err != nil {
-		return fmt.Errorf("holding rotation %s: %w", key, err)
-	}
-	return nil
 }
 
 // ReleaseRotations releases these held rotations that have not ended, or all for none named, and returns them.

@@ -15,57 +15,15 @@ import (
 
 var _ intake.Recorder = (*Engine)(nil)
 
-// Accept keeps a notification and opens its rotation in one transaction with their audit event; when it returns
+// Accept keeps a notification and opens its rotation in one transaction with their audit events; when it returns
 // without error, all of it is durable. The same notification again changes nothing.
 func (e *Engine) Accept(ctx context.Context, n intake.Notification) (intake.Receipt, error) {
-	return e.record(ctx, n, "", func(ctx context.Context) (uuid.UUID, error) {
-		r, err := e.open(ctx, Change{Source: n.Source, UserID: id.UserID(n.User), Secret: n.Secret,
-			KMS: protocol.KMSRef{Name: n.KMS, Path: n.Path, Version: n.Version}}, actorOfSource(n))
-		return r.ID, err
-	})
+	return e.recordOne(ctx, arrival{Notification: n})
 }
 
 // Unusable keeps a notification that is ours and cannot be acted on, with what is wrong with it.
 func (e *Engine) Unusable(ctx context.Context, n intake.Notification, problem string) (intake.Receipt, error) {
-	return e.record(ctx, n, problem, nil)
-}
-
-func (e *Engine) record(ctx context.Context, n intake.Notification, problem string, open func(context.Context) (uuid.UUID, error)) (intake.Receipt, error) {
-	var receipt intake.Receipt
-	err := e.db.Txn(ctx, func(ctx context.Context) error {
-		now := e.now()
-		kept, inserted, err := e.db.PutNotification(ctx, postgres.Notification{Source: n.Source, ID: n.ID, KeyID: n.KeyID, Problem: problem, BodySHA256: n.BodySHA256}, now)
-		if err != nil {
-			return err
-		}
-		if !inserted {
-			receipt.Answer = intake.Duplicate
-			if kept.BodySHA256 != n.BodySHA256 {
-				receipt.Answer = intake.Conflict
-			}
-			if kept.RotationID.Valid {
-				receipt.RotationID = kept.RotationID.UUID.String()
-			}
-			return nil
-		}
-		receipt.Answer = intake.Fresh
-		event := audit.Event{Time: now, Actor: actorOfSource(n), Action: audit.NotificationUnusable, Subject: n.User, Outcome: audit.Refused,
-			Detail: audit.Detail{audit.ID("id", n.ID), audit.ID("key", n.KeyID), audit.ID("path", n.Path), audit.ID("version", n.Version)}}
-		if open == nil {
-			return e.db.Append(ctx, event)
-		}
-		rotationID, err := open(ctx)
-		if err != nil {
-			return err
-		}
-		receipt.RotationID = rotationID.String()
-		if err := e.db.SetNotificationRotation(ctx, n.Source, n.ID, rotationID); err != nil {
-			return err
-		}
-		event.Action, event.Outcome, event.Rotation = audit.NotificationAccepted, audit.Accepted, rotationID
-		return e.db.Append(ctx, event)
-	})
-	return receipt, err
+	return e.recordOne(ctx, arrival{Notification: n, problem: problem})
 }
 
 // Refused audits refusals of the unauthenticated, which come in counts, so that they cannot flood the log.
@@ -76,4 +34,118 @@ func (e *Engine) Refused(ctx context.Context, source, reason string, minute time
 	})
 }
 
-func actorOfSource(n intake.Notification) string { return "source:" + n.Source }
+// arrival is a notification as it came; one with a problem is kept and opens nothing.
+type arrival struct {
+	intake.Notification
+	problem string
+}
+
+func (a arrival) key() postgres.NotificationKey {
+	return postgres.NotificationKey{Source: a.Source, ID: a.ID}
+}
+
+func (a arrival) actor() string { return "source:" + a.Source }
+
+func (a arrival) change() Change {
+	return Change{Source: a.Source, UserID: id.UserID(a.User), Secret: a.Secret, Actor: a.actor(),
+		KMS: protocol.KMSRef{Name: a.KMS, Path: a.Path, Version: a.Version}}
+}
+
+// event tells what became of a fresh arrival.
+func (a arrival) event(now time.Time, rotation uuid.NullUUID) audit.Event {
+	event := audit.Event{Time: now, Actor: a.actor(), Action: audit.NotificationUnusable, Subject: a.User, Outcome: audit.Refused,
+		Detail: audit.Detail{audit.ID("id", a.ID), audit.ID("key", a.KeyID), audit.ID("path", a.Path), audit.ID("version", a.Version)}}
+	if a.problem == "" {
+		event.Action, event.Outcome, event.Rotation = audit.NotificationAccepted, audit.Accepted, rotation.UUID
+	}
+	return event
+}
+
+func (e *Engine) recordOne(ctx context.Context, a arrival) (intake.Receipt, error) {
+	receipts, err := e.record(ctx, []arrival{a})
+	if err != nil {
+		return intake.Receipt{}, err
+	}
+	return receipts[0], nil
+}
+
+// record keeps a group of notifications, opens their rotations and writes the audit events in one transaction, as if
+// they had come one after the other. There is a receipt for each, or an error and nothing is kept.
+func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt, error) {
+	var receipts []intake.Receipt
+	err := e.db.Txn(ctx, func(ctx context.Context) error {
+		now := e.now()
+		known, err := e.lockAndRead(ctx, group)
+		if err != nil {
+			return err
+		}
+		receipts = make([]intake.Receipt, len(group))
+		var fresh []arrival
+		var changes []Change
+		for i, a := range group {
+			if before, ok := known[a.key()]; !ok {
+				receipts[i].Answer = intake.Fresh
+			} else if before.BodySHA256 == a.BodySHA256 {
+				receipts[i].Answer = intake.Duplicate
+			} else {
+				receipts[i].Answer = intake.Conflict
+			}
+			if receipts[i].Answer != intake.Fresh {
+				continue
+			}
+			known[a.key()] = postgres.Notification{NotificationKey: a.key(), KeyID: a.KeyID, Problem: a.problem, BodySHA256: a.BodySHA256}
+			fresh = append(fresh, a)
+			if a.problem == "" {
+				changes = append(changes, a.change())
+			}
+		}
+		rotations, events, err := e.open(ctx, changes, now)
+		if err != nil {
+			return err
+		}
+		kept := make([]postgres.Notification, len(fresh))
+		for i, a := range fresh {
+			kept[i] = known[a.key()]
+			if a.problem == "" {
+				kept[i].RotationID = uuid.NullUUID{UUID: rotations[0], Valid: true}
+				rotations = rotations[1:]
+			}
+			known[a.key()] = kept[i]
+			events = append(events, a.event(now, kept[i].RotationID))
+		}
+		for i, a := range group {
+			if rotation := known[a.key()].RotationID; rotation.Valid {
+				receipts[i].RotationID = rotation.UUID.String()
+			}
+		}
+		if err := e.db.InsertNotifications(ctx, kept, now); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, events...)
+	})
+	return receipts, err
+}
+
+// lockAndRead takes the locks of a group and returns what is kept of its notifications already.
+func (e *Engine) lockAndRead(ctx context.Context, group []arrival) (map[postgres.NotificationKey]postgres.Notification, error) {
+	keys := make([]postgres.NotificationKey, len(group))
+	var users []id.UserID
+	for i, a := range group {
+		keys[i] = a.key()
+		if a.problem == "" {
+			users = append(users, id.UserID(a.User))
+		}
+	}
+	if err := e.db.LockArrivals(ctx, keys, users); err != nil {
+		return nil, err
+	}
+	kept, err := e.db.Notifications(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[postgres.NotificationKey]postgres.Notification, len(group))
+	for _, n := range kept {
+		known[n.NotificationKey] = n
+	}
+	return known, nil
+}

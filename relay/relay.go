@@ -6,16 +6,13 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -61,58 +58,6 @@ func New(config Config) (*Engine, error) {
 		config.Storm = rotation.DefaultStormLimit()
 	}
 	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, now: config.Now, log: config.Log}, nil
-}
-
-// Change is a secret's new version in a KMS, as a source told it.
-type Change struct {
-	Source string
-	UserID id.UserID
-	Secret string
-	KMS    protocol.KMSRef
-}
-
-// open makes or finds the rotation of a change, and supersedes older ones of the same path, in the caller's
-// transaction. A change that is older than what is known becomes a rotation that is superseded from the start.
-func (e *Engine) open(ctx context.Context, change Change, actor string) (postgres.Rotation, error) {
-	rotationID, err := uuid.NewV7()
-	if err != nil {
-		return postgres.Rotation{}, fmt.Errorf("making a rotation id: %w", err)
-	}
-	// The user's row in sequence_mark orders changes of one user: without it two notifications could supersede each other.
-	if _, err := e.db.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, string(change.UserID)); err != nil {
-		return postgres.Rotation{}, fmt.Errorf("ordering the changes of %s: %w", change.UserID, err)
-	}
-	now := e.now()
-	siblings, err := e.db.Rotations(ctx, change.UserID, false)
-	if err != nil {
-		return postgres.Rotation{}, err
-	}
-	fresh := postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source,
-		Facts: rotation.Facts{State: rotation.Received}, CreatedAt: now}
-	opened, created, err := e.db.InsertRotation(ctx, fresh)
-	if err != nil || !created {
-		return opened, err
-	}
-	for _, other := range siblings {
-		if other.Secret != change.Secret || other.KMS.Name != change.KMS.Name || other.KMS.Path != change.KMS.Path {
-			continue
-		}
-		if rotation.Newer(other.KMS.Version, change.KMS.Version) {
-			opened.Facts.State = rotation.Superseded
-		} else if !other.Facts.State.Ended() {
-			other.Facts.State, other.Facts.Attention, other.NextAction = rotation.Superseded, "", ""
-			if err := e.end(ctx, other, audit.RotationSuperseded, actor, audit.ID("by", opened.ID.String())); err != nil {
-				return opened, err
-			}
-		}
-	}
-	if opened.Facts.State == rotation.Superseded {
-		return opened, e.end(ctx, opened, audit.RotationSuperseded, actor, audit.Flag("older_than_known", true))
-	}
-	if err := e.holdStorm(ctx, opened, actor); err != nil {
-		return opened, err
-	}
-	return opened, e.db.Notify(ctx, WorkChannel, opened.ID.String())
 }
 
 func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor string, fields ...audit.Field) error {

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -11,24 +12,37 @@ import (
 	"github.com/keyherald/keyherald/rotation"
 )
 
-// holdStorm holds a new rotation where more users' keys changed lately than the storm limit allows: a KMS that changes
-// everybody's key at once is more likely broken, or broken into, than meant. Replicas that take notifications in the
-// same moment do not see each other's, so a storm may exceed the limit by what they had in hand.
-func (e *Engine) holdStorm(ctx context.Context, r postgres.Rotation, actor string) error {
-	now := e.now()
-	others, through, err := e.db.ChangedUsers(ctx, now.Add(-rotation.StormWindow), r.UserID, r.ID)
-	if err != nil || through || others < e.storm.Users {
-		return err
+// holdStorm holds those of the rotations about to be opened that are of more users than the storm limit allows: a KMS
+// that changes everybody's key at once is more likely broken, or broken into, than meant. Replicas that take
+// notifications in the same moment do not see each other's, so a storm may exceed the limit by what they had in hand.
+func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now time.Time) ([]audit.Event, error) {
+	changed, through, err := e.db.ChangedUsers(ctx, now.Add(-rotation.StormWindow), users(opened))
+	if err != nil {
+		return nil, err
 	}
-	enrolled, err := e.db.EnrolledUsers(ctx)
-	if err != nil || !e.storm.Holds(others, enrolled) {
-		return err
+	enrolled := -1
+	var events []audit.Event
+	for i := range opened {
+		r := &opened[i]
+		if through[r.UserID] || r.Facts.State.Ended() {
+			continue
+		}
+		if changed >= e.storm.Users && enrolled < 0 {
+			if enrolled, err = e.db.EnrolledUsers(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if changed < e.storm.Users || !e.storm.Holds(changed, enrolled) {
+			changed++
+			through[r.UserID] = true
+			continue
+		}
+		r.Held = true
+		r.NextAction = "admin: too many users changed at once: if that is meant, release it (keyherald rotations release " + r.ID.String() + ", or --all)"
+		events = append(events, audit.Event{Time: now, Actor: "relay", Action: audit.RotationHeld, Subject: string(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("users_changed", changed), audit.Number("users_enrolled", enrolled)}})
 	}
-	if err := e.db.HoldRotation(ctx, r.ID, "admin: too many users changed at once: if that is meant, release it (keyherald rotations release "+r.ID.String()+", or --all)"); err != nil {
-		return err
-	}
-	return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationHeld, Subject: string(r.UserID), Rotation: r.ID,
-		Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("users_changed", others), audit.Number("users_enrolled", enrolled)}})
+	return events, nil
 }
 
 // Release lets held rotations go: those named, or all for none named. It returns how many.

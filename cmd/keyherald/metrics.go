@@ -8,12 +8,14 @@ import (
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
 )
 
 // gauges reads the rows when Prometheus asks: they are the truth, also after a takeover by another replica.
 type gauges struct {
-	db  *postgres.DB
-	bot *appservice.Bot
+	db       *postgres.DB
+	bot      *appservice.Bot
+	arrivals *relay.Arrivals
 }
 
 var (
@@ -22,6 +24,7 @@ var (
 	devicesDesc   = prometheus.NewDesc("keyherald_devices", "Managed devices by state.", []string{"state"}, nil)
 	outboxDesc    = prometheus.NewDesc("keyherald_outbox_pending", "Messages of the bot that the homeserver has not taken yet.", nil, nil)
 	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations held because too many users changed at once.", nil, nil)
+	waitingDesc   = prometheus.NewDesc("keyherald_notifications_waiting", "Notifications that wait for their commit.", nil, nil)
 	leadingDesc   = prometheus.NewDesc("keyherald_bot_leading", "1 where this replica holds the bot.", nil, nil)
 	frozenDesc    = prometheus.NewDesc("keyherald_triggers_frozen", "1 while an admin has stopped all triggers.", nil, nil)
 	databaseDesc  = prometheus.NewDesc("keyherald_database_up", "1 if the database answered this scrape.", nil, nil)
@@ -29,7 +32,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, leadingDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -44,6 +47,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		leading = 1
 	}
 	send(leadingDesc, leading)
+	send(waitingDesc, float64(g.arrivals.Waiting()))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	counts, err := g.db.Counts(ctx)

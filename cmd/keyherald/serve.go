@@ -106,7 +106,8 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	notifications, err := intake.New(intake.Config{Sources: c.Sources}, intake.Deps{Recorder: engine, Log: log, Metrics: metrics})
+	arrivals := relay.NewArrivals(engine, 0)
+	notifications, err := intake.New(intake.Config{Sources: c.Sources}, intake.Deps{Recorder: arrivals, Log: log, Metrics: metrics})
 	if err != nil {
 		return err
 	}
@@ -129,7 +130,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("preparing the background jobs: %w", err)
 	}
-	metrics.MustRegister(gauges{db, bot})
+	metrics.MustRegister(gauges{db, bot, arrivals})
 	web := newWeb(registration, notifications, bot, db, metrics)
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
@@ -141,7 +142,10 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return fmt.Errorf("starting the background jobs: %w", err)
 	}
 	server := &http.Server{Handler: web, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute}
+	// Arrivals go on until the web server has answered everybody.
+	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
 	var parts sync.WaitGroup
+	parts.Go(func() { arrivals.Run(answering) })
 	parts.Go(func() { notifications.Run(ctx) })
 	parts.Go(func() {
 		if err := bot.Run(ctx); err != nil {
@@ -163,6 +167,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
 	err = errors.Join(server.Shutdown(stop), jobs.Stop(stop))
+	answered()
 	parts.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

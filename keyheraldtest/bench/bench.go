@@ -58,16 +58,25 @@ func Measure(ctx context.Context, name, unit string, better Better, rounds int, 
 			}
 		}
 	}
-	row := Row{Name: name, Unit: unit, Ours: median(figures[0]), Beside: map[string]float64{}, Ratio: map[string]float64{}, Rounds: rounds}
+	others := map[string][]float64{}
 	for i, side := range beside {
-		other := median(figures[i+1])
-		row.Beside[side.Name] = other
-		row.Ratio[side.Name] = row.Ours / other
+		others[side.Name] = figures[i+1]
+	}
+	return Compare(name, unit, better, figures[0], others), nil
+}
+
+// Compare makes the row of figures that were taken in the same rounds.
+func Compare(name, unit string, better Better, ours []float64, beside map[string][]float64) Row {
+	row := Row{Name: name, Unit: unit, Ours: median(ours), Beside: map[string]float64{}, Ratio: map[string]float64{}, Rounds: len(ours)}
+	for side, figures := range beside {
+		other := median(figures)
+		row.Beside[side] = other
+		row.Ratio[side] = row.Ours / other
 		if better == Less {
-			row.Ratio[side.Name] = other / row.Ours
+			row.Ratio[side] = other / row.Ours
 		}
 	}
-	return row, nil
+	return row
 }
 
 func median(figures []float64) float64 {

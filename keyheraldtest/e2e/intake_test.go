@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 )
 
@@ -31,19 +34,53 @@ func cloudEvent(id, subject, version string) string {
 	return `{"specversion":"1.0","type":"com.example.rotated","source":"/kms","id":"` + id + `","subject":"` + subject + `","datacontenttype":"application/json","data":{"version":` + version + `}}`
 }
 
-// TestNotifications sends notifications to the real handler, recorder and database, in this order.
-func TestNotifications(t *testing.T) {
-	ctx := t.Context()
-	db, owner, _ := newDatabase(t)
-	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
-	check(t, err)
+// intakeRoom is the real handler, recorder and database, without a homeserver.
+type intakeRoom struct {
+	database  *keyheraldtest.Database
+	owner, db *postgres.DB
+	arrivals  *relay.Arrivals
+	web       *echo.Echo
+	stop      func() // ends the recorder, and returns when it has
+}
+
+// newIntakeRoom makes one in which so many notifications may wait; 0 is the default.
+func newIntakeRoom(t *testing.T, waiting int) *intakeRoom {
+	t.Helper()
+	_, owner, database := newDatabase(t)
+	room := &intakeRoom{database: database, owner: owner}
+	room.db, room.arrivals, room.stop = newReplica(t, database, waiting)
 	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {
 		Keys:    []intake.Key{{ID: "old", Secret: signingSecret}, {ID: "new", Secret: nextSecret}},
 		Mapping: intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)/backup-key", User: "@{user}:example.org", KMS: "dev"},
-	}}}, intake.Deps{Recorder: engine, Log: zerolog.Nop()})
+	}}}, intake.Deps{Recorder: room.arrivals, Log: zerolog.Nop()})
 	check(t, err)
-	web := echo.New()
-	handler.Register(web)
+	room.web = echo.New()
+	handler.Register(room.web)
+	return room
+}
+
+// newReplica is a server's recorder on its own connections.
+func newReplica(t *testing.T, database *keyheraldtest.Database, waiting int) (*postgres.DB, *relay.Arrivals, func()) {
+	t.Helper()
+	db, err := postgres.Open(t.Context(), database.WriterURL)
+	check(t, err)
+	t.Cleanup(func() { _ = db.Close() })
+	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
+	check(t, err)
+	arrivals := relay.NewArrivals(engine, waiting)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan struct{})
+	go func() { defer close(done); arrivals.Run(ctx) }()
+	stop := func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return db, arrivals, stop
+}
+
+// TestNotifications sends notifications to the real handler, recorder and database, in this order.
+func TestNotifications(t *testing.T) {
+	ctx := t.Context()
+	room := newIntakeRoom(t, 0)
+	db, owner, web := room.db, room.owner, room.web
 
 	good := cloudEvent("1", "keyherald/alice/backup-key", "1")
 	tests := []struct {

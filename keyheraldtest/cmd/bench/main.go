@@ -42,7 +42,11 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := []bench.Row{rotation}
+	intake, err := bench.Intake(ctx, rounds)
+	if err != nil {
+		return err
+	}
+	rows := append([]bench.Row{rotation}, intake...)
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
