@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
@@ -16,7 +15,7 @@ import (
 // tell queues a word to a device, to the keys it was enrolled with, and records in the same transaction that it was
 // told: told writes that down, and the event goes into the log.
 func (s *Session) tell(ctx context.Context, d postgres.Device, out todevice.Outgoing, event audit.Event, told func(ctx context.Context, at time.Time) error) error {
-	out.To = crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
+	out.To = pinned(d)
 	claims, err := s.endpoint.Claim(ctx, false, out.To)
 	if err != nil {
 		return err

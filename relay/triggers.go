@@ -25,18 +25,20 @@ const triggerBatch = 200
 func (s *Session) Work(ctx context.Context) error {
 	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx))
 	after := uuid.Nil
+	var triggered []id.UserID
 	for {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
 			return errors.Join(all, err)
 		}
 		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)
 		if err != nil || len(due) == 0 {
-			return errors.Join(all, err)
+			return errors.Join(all, err, s.verify(ctx, triggered))
 		}
 		all = errors.Join(all, s.triggerAll(ctx, due))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		triggered = append(triggered, users(due)...)
 		after = due[len(due)-1].ID
 	}
 }
@@ -49,6 +51,10 @@ func (s *Session) triggerAll(ctx context.Context, due []postgres.Rotation) error
 		return err
 	}
 	if len(due) == 1 {
+		if errors.Is(err, todevice.ErrNoOneTimeKey) {
+			// It is gone, most likely: then it is found so now, and the rotation is another device's.
+			err = errors.Join(err, s.verify(ctx, users(due)))
+		}
 		return fmt.Errorf("rotation %s: %w", due[0].ID, err)
 	}
 	middle := len(due) / 2
@@ -71,10 +77,7 @@ func (s *Session) triggerTogether(ctx context.Context, due []postgres.Rotation) 
 	if err != nil {
 		return err
 	}
-	chosen, err := s.choose(ctx, due, attempts, devices)
-	if err != nil {
-		return err
-	}
+	chosen := s.choose(due, attempts, devices)
 	targets := make([]crosssigning.Device, 0, len(chosen))
 	for _, c := range chosen {
 		targets = append(targets, c.keys)
@@ -102,27 +105,10 @@ func users(rotations []postgres.Rotation) []id.UserID {
 	return all
 }
 
-// choose picks for each rotation an enrolled device whose keys and cross-signing still are what was pinned; a rotation
-// without one is missing in the answer. A device that is no longer what was pinned needs enrollment.
-func (s *Session) choose(ctx context.Context, due []postgres.Rotation, attempts map[uuid.UUID][]postgres.Attempt, devices map[id.UserID][]postgres.Device) (map[uuid.UUID]choice, error) {
-	var ask []id.UserID
-	for user, of := range devices {
-		for _, d := range of {
-			if d.State == postgres.Enrolled {
-				ask = append(ask, user)
-				break
-			}
-		}
-	}
-	if len(ask) == 0 {
-		return nil, nil
-	}
-	identities, err := s.endpoint.Identities(ctx, ask...)
-	if err != nil {
-		return nil, err
-	}
+// choose picks an enrolled device for each rotation; a rotation without one is missing in the answer. Nothing is asked of
+// the homeserver: a trigger holds no secret and is encrypted to the keys that were pinned at enrollment.
+func (s *Session) choose(due []postgres.Rotation, attempts map[uuid.UUID][]postgres.Attempt, devices map[id.UserID][]postgres.Device) map[uuid.UUID]choice {
 	chosen := map[uuid.UUID]choice{}
-	broken := map[uuid.UUID]bool{}
 	for _, r := range due {
 		_, untriedOnly := rotation.Due(r.Facts.State, rules(attempts[r.ID]), s.now(), s.ackTimeout)
 		tried := map[uuid.UUID]int{}
@@ -132,36 +118,16 @@ func (s *Session) choose(ctx context.Context, due []postgres.Rotation, attempts 
 		var candidates []rotation.Candidate
 		choices := map[string]choice{}
 		for _, d := range devices[r.UserID] {
-			if d.State != postgres.Enrolled || broken[d.ID] || untriedOnly && tried[d.ID] > 0 {
-				continue
+			if d.State == postgres.Enrolled && (!untriedOnly || tried[d.ID] == 0) {
+				candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen, Tried: tried[d.ID]})
+				choices[d.ID.String()] = choice{d, pinned(d)}
 			}
-			identity := identities[d.UserID]
-			keys, ok := identity.Devices[d.DeviceID]
-			if !ok || !identity.PinnedTo(d.MasterKey) || !keys.CrossSigned || keys.IdentityKey != d.IdentityKey || keys.SigningKey != d.SigningKey {
-				if err := s.needsEnrollment(ctx, d); err != nil {
-					return nil, err
-				}
-				broken[d.ID] = true
-				continue
-			}
-			candidates = append(candidates, rotation.Candidate{ID: d.ID.String(), LastSeen: d.LastSeen, Tried: tried[d.ID]})
-			choices[d.ID.String()] = choice{d, keys}
 		}
 		if best, ok := rotation.Choose(candidates); ok {
 			chosen[r.ID] = choices[best.ID]
 		}
 	}
-	return chosen, nil
-}
-
-func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error {
-	return s.db.Txn(ctx, func(ctx context.Context) error {
-		if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
-			return err
-		}
-		return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: "relay", Action: audit.EnrollmentRefused, Subject: actorOf(d),
-			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "identity_changed_or_not_cross_signed")}})
-	})
+	return chosen
 }
 
 // rules are attempts as package rotation sees them.
@@ -207,10 +173,12 @@ func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid
 	if err := batch.number(ctx, s.db); err != nil {
 		return err
 	}
-	for _, t := range batch.triggers {
-		if err := s.endpoint.Queue(ctx, t.message(now), claims); err != nil {
-			return err
-		}
+	messages := make([]todevice.Outgoing, len(batch.triggers))
+	for i, t := range batch.triggers {
+		messages[i] = t.message(now)
+	}
+	if err := s.endpoint.QueueAll(ctx, messages, claims); err != nil {
+		return err
 	}
 	return batch.keep(ctx, s.db)
 }

@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
@@ -165,6 +168,18 @@ func (e *Endpoint) encrypt(ctx context.Context, to crosssigning.Device, eventTyp
 	if err != nil {
 		return nil, err
 	}
+	ciphertext, err := e.seal(state, session, to, eventType, content)
+	if err != nil {
+		return nil, err
+	}
+	if err := state.store.UpdateSession(ctx, to.IdentityKey, session); err != nil {
+		return nil, fmt.Errorf("saving an Olm session: %w", err)
+	}
+	return ciphertext, nil
+}
+
+// seal encrypts with a session and moves its ratchet in memory; the caller saves it in the same transaction.
+func (e *Endpoint) seal(state *txn, session *crypto.OlmSession, to crosssigning.Device, eventType string, content json.RawMessage) (json.RawMessage, error) {
 	signingKey, identityKey := state.account.Keys()
 	plaintext, err := json.Marshal(payload{
 		Type:             eventType,
@@ -182,9 +197,6 @@ func (e *Endpoint) encrypt(ctx context.Context, to crosssigning.Device, eventTyp
 	if err != nil {
 		return nil, fmt.Errorf("encrypting to %s: %w", to.DeviceID, err)
 	}
-	if err := state.store.UpdateSession(ctx, to.IdentityKey, session); err != nil {
-		return nil, fmt.Errorf("saving an Olm session: %w", err)
-	}
 	return json.Marshal(encryptedContent{
 		Algorithm:  id.AlgorithmOlmV1,
 		SenderKey:  identityKey,
@@ -194,14 +206,10 @@ func (e *Endpoint) encrypt(ctx context.Context, to crosssigning.Device, eventTyp
 
 func (e *Endpoint) outbound(ctx context.Context, state *txn, to crosssigning.Device, claims Claims) (*crypto.OlmSession, error) {
 	if key, ok := claims[to.IdentityKey]; ok {
-		internal, err := state.account.Internal.NewOutboundSession(to.IdentityKey, key)
+		session, err := e.newSession(state, to, key)
 		if err != nil {
-			return nil, fmt.Errorf("opening an Olm session with %s: %w", to.DeviceID, err)
+			return nil, err
 		}
-		now := e.now()
-		session := &crypto.OlmSession{Internal: internal, ExpirationMixin: crypto.ExpirationMixin{
-			TimeMixin: crypto.TimeMixin{CreationTime: now, LastEncryptedTime: now, LastDecryptedTime: now},
-		}}
 		if err := state.store.AddSession(ctx, to.IdentityKey, session); err != nil {
 			return nil, fmt.Errorf("saving a new Olm session: %w", err)
 		}
@@ -217,6 +225,17 @@ func (e *Endpoint) outbound(ctx context.Context, state *txn, to crosssigning.Dev
 	return session, nil
 }
 
+func (e *Endpoint) newSession(state *txn, to crosssigning.Device, oneTimeKey id.Curve25519) (*crypto.OlmSession, error) {
+	internal, err := state.account.Internal.NewOutboundSession(to.IdentityKey, oneTimeKey)
+	if err != nil {
+		return nil, fmt.Errorf("opening an Olm session with %s: %w", to.DeviceID, err)
+	}
+	now := e.now()
+	return &crypto.OlmSession{Internal: internal, ExpirationMixin: crypto.ExpirationMixin{
+		TimeMixin: crypto.TimeMixin{CreationTime: now, LastEncryptedTime: now, LastDecryptedTime: now},
+	}}, nil
+}
+
 // ErrNoOneTimeKey means that a device has no Olm session with us and no one-time key left to begin one.
 var ErrNoOneTimeKey = errors.New("the device has no one-time key")
 
@@ -229,9 +248,12 @@ type Claims map[id.Curve25519]id.Curve25519
 func (e *Endpoint) Claim(ctx context.Context, fresh bool, devices ...crosssigning.Device) (Claims, error) {
 	request := mautrix.OneTimeKeysRequest{}
 	wanted := map[id.UserID]map[id.DeviceID]crosssigning.Device{}
-	store := crypto.NewSQLCryptoStore(e.db, nil, e.accountID, e.client.DeviceID, e.pickleKey)
+	known, err := e.withSession(ctx, devices)
+	if err != nil {
+		return nil, err
+	}
 	for _, device := range devices {
-		if !fresh && store.HasSession(ctx, device.IdentityKey) {
+		if !fresh && known[device.IdentityKey] {
 			continue
 		}
 		if request[device.UserID] == nil {
@@ -263,4 +285,31 @@ func (e *Endpoint) Claim(ctx context.Context, fresh bool, devices ...crosssignin
 		}
 	}
 	return claims, nil
+}
+
+// withSession says with which of the devices there is an Olm session.
+func (e *Endpoint) withSession(ctx context.Context, devices []crosssigning.Device) (map[id.Curve25519]bool, error) {
+	known := map[id.Curve25519]bool{}
+	for part := range slices.Chunk(devices, 500) {
+		args, places := []any{e.accountID}, make([]string, len(part))
+		for i, device := range part {
+			args = append(args, device.IdentityKey)
+			places[i] = "$" + strconv.Itoa(i+2)
+		}
+		rows, err := e.db.Query(ctx, `SELECT DISTINCT sender_key FROM crypto_olm_session WHERE account_id = $1 AND sender_key IN (`+strings.Join(places, ", ")+`)`, args...)
+		if err != nil {
+			return nil, fmt.Errorf("looking for Olm sessions: %w", err)
+		}
+		for rows.Next() {
+			var key id.Curve25519
+			if err := rows.Scan(&key); err != nil {
+				return nil, errors.Join(fmt.Errorf("looking for Olm sessions: %w", err), rows.Close())
+			}
+			known[key] = true
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return nil, fmt.Errorf("looking for Olm sessions: %w", err)
+		}
+	}
+	return known, nil
 }

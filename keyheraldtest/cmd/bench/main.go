@@ -46,7 +46,11 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := append([]bench.Row{rotation}, intake...)
+	triggers, err := bench.Triggers(ctx, 2000, min(rounds, 5))
+	if err != nil {
+		return err
+	}
+	rows := append(append([]bench.Row{rotation}, intake...), triggers...)
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}

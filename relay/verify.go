@@ -1,0 +1,70 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/postgres"
+)
+
+// verifyBatch is how many users are asked for in one request.
+const verifyBatch = 100
+
+// verify looks whether the enrolled devices of users who were just triggered still are what was pinned: there, with
+// their keys, cross-signed by the pinned identity. It comes after the triggers, since it takes the homeserver longer
+// than they do; until then nobody but the pinned device can have read one. A device that is something else now needs
+// enrollment, and its rotations are due again.
+func (s *Session) verify(ctx context.Context, of []id.UserID) error {
+	slices.Sort(of)
+	var all error
+	for part := range slices.Chunk(slices.Compact(of), verifyBatch) {
+		devices, err := s.db.DevicesOf(ctx, part)
+		if err != nil {
+			return errors.Join(all, err)
+		}
+		identities, err := s.endpoint.Identities(ctx, part...)
+		if err != nil {
+			return errors.Join(all, err)
+		}
+		for user, owned := range devices {
+			for _, d := range owned {
+				if d.State == postgres.Enrolled && !stillPinned(identities[user], d) {
+					all = errors.Join(all, s.needsEnrollment(ctx, d))
+				}
+			}
+		}
+	}
+	return all
+}
+
+func stillPinned(identity crosssigning.Identity, d postgres.Device) bool {
+	keys, ok := identity.Devices[d.DeviceID]
+	return ok && identity.PinnedTo(d.MasterKey) && keys.CrossSigned && keys.IdentityKey == d.IdentityKey && keys.SigningKey == d.SigningKey
+}
+
+// pinned is a device as it was enrolled.
+func pinned(d postgres.Device) crosssigning.Device {
+	return crosssigning.Device{UserID: d.UserID, DeviceID: d.DeviceID, IdentityKey: d.IdentityKey, SigningKey: d.SigningKey}
+}
+
+func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error {
+	return s.db.Txn(ctx, func(ctx context.Context) error {
+		if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
+			return err
+		}
+		err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: "relay", Action: audit.EnrollmentRefused, Subject: actorOf(d),
+			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "identity_changed_or_not_cross_signed")}})
+		if err != nil {
+			return err
+		}
+		if err := s.takeAway(ctx, d); err != nil {
+			return err
+		}
+		return s.db.Notify(ctx, WorkChannel, "")
+	})
+}
