@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/cloudevents/sdk-go/v2/binding"
@@ -29,6 +30,9 @@ import (
 
 // MaxBody is the limit of a notification's body, in bytes.
 const MaxBody = 64 << 10
+
+// maxID is the limit of a CloudEvent's id, in bytes: it is a key in the database.
+const maxID = 1024
 
 // Notification is an authentic, normalised notification. (Source, ID) names it for good: ID is the CloudEvent's id.
 type Notification struct {
@@ -244,10 +248,16 @@ func parse(req *http.Request, body []byte) (event *cloudevents.Event, status int
 	if err != nil || event.Validate() != nil || event.SpecVersion() != "1.0" {
 		return nil, http.StatusBadRequest, "not a valid CloudEvent 1.0"
 	}
+	// What the database cannot keep would be answered 503 for ever, and it is not our fault.
+	if len(event.ID()) > maxID || !keepable(event.ID()) || !keepable(event.Subject()) || !keepable(event.Source()) {
+		return nil, http.StatusBadRequest, "an attribute of the CloudEvent is no UTF-8 text, or its id has more than 1024 bytes"
+	}
 	return event, 0, ""
 }
 
-// strictJSON refuses duplicate keys, nesting over 32 levels and trailing data.
+func keepable(text string) bool { return utf8.ValidString(text) && !strings.ContainsRune(text, 0) }
+
+// strictJSON refuses duplicate keys, NUL characters, nesting over 32 levels and trailing data.
 func strictJSON(body []byte) error {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	if err := walk(decoder, 0); err != nil {
@@ -267,6 +277,9 @@ func walk(decoder *json.Decoder, depth int) error {
 	if err != nil {
 		return errors.New("the body is not JSON")
 	}
+	if text, ok := token.(string); ok && strings.ContainsRune(text, 0) {
+		return errors.New("a JSON string holds a NUL character")
+	}
 	delim, ok := token.(json.Delim)
 	if !ok {
 		return nil
@@ -278,6 +291,9 @@ func walk(decoder *json.Decoder, depth int) error {
 			name, ok := key.(string)
 			if err != nil || !ok {
 				return errors.New("the body is not JSON")
+			}
+			if strings.ContainsRune(name, 0) {
+				return errors.New("a JSON string holds a NUL character")
 			}
 			if seen[name] {
 				return errors.New("a JSON key is there twice")

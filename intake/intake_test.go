@@ -19,6 +19,8 @@ func TestStrictJSON(t *testing.T) {
 		{"34 levels", strings.Repeat("[", 34) + strings.Repeat("]", 34), "too deep"},
 		{"data behind it", `{} {}`, "after the JSON"},
 		{"nothing", ``, "not JSON"},
+		{"a NUL in a string", `{"a":"\u0000"}`, "NUL"},
+		{"a NUL in a name", `{"\u0000":1}`, "NUL"},
 		{"half an object", `{"a":`, "not JSON"},
 		{"no name", `{1:2}`, "not JSON"},
 	} {

@@ -404,3 +404,46 @@ func TestGroupsOfSeveralReplicasNeitherLockUpNorLeaveTwoRotationsOpen(t *testing
 		t.Errorf("the log has %v", counts)
 	}
 }
+
+func TestAReplicaWaitsForAnothersGroupThatIsAboutTheSame(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		n            intake.Notification
+		answer       intake.Answer
+		open, events int
+	}{
+		{"a newer version of the same user's key", notification("2", "alice", "2"), intake.Fresh, 1, 3},
+		{"the same notification", notification("1", "alice", "1"), intake.Duplicate, 1, 1},
+		{"the same id for another user", notification("1", "bob", "1"), intake.Duplicate, 1, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ctx := t.Context()
+			room := newIntakeRoom(t, 0)
+			_, second, _ := newReplica(t, room.database, 0)
+			release := room.hold(t)
+			first := arrive(ctx, room.arrivals, notification("1", "alice", "1"), "")
+			room.held(t, 0)
+			later := arrive(ctx, second, test.n, "")
+			wait(t, "both replicas to be at a lock", func() bool {
+				var blocked int
+				check(t, room.owner.QueryRow(ctx, `SELECT COUNT(*) FROM pg_locks WHERE NOT granted
+					AND (database = (SELECT oid FROM pg_database WHERE datname = current_database()) OR locktype = 'transactionid')`).Scan(&blocked))
+				return blocked == 2
+			})
+			release()
+			<-first.done
+			<-later.done
+			check(t, errors.Join(first.err, later.err))
+			if later.receipt.Answer != test.answer {
+				t.Errorf("answered %v, want %v", later.receipt.Answer, test.answer)
+			}
+			open, err := room.db.Rotations(ctx, "", true)
+			check(t, err)
+			events, err := room.db.Log(ctx, "", 100)
+			check(t, err)
+			if len(open) != test.open || len(events) != test.events {
+				t.Errorf("%d rotations are open and %d events in the log, want %d and %d", len(open), len(events), test.open, test.events)
+			}
+		})
+	}
+}

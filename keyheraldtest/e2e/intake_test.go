@@ -106,6 +106,10 @@ func TestNotifications(t *testing.T) {
 		{"a batch is refused", post{body: "[" + good + "]", contentType: "application/cloudevents-batch+json"}, http.StatusUnsupportedMediaType},
 		{"a JSON key given twice is refused", post{body: strings.Replace(good, `"id":"1"`, `"id":"1","id":"2"`, 1)}, http.StatusBadRequest},
 		{"deep nesting is refused", post{body: strings.Repeat("[", 100) + strings.Repeat("]", 100)}, http.StatusBadRequest},
+		{"a NUL that no database takes is refused", post{body: cloudEvent("6", `keyherald/\u0000/backup-key`, "1")}, http.StatusBadRequest},
+		{"an id that no index takes is refused", post{body: cloudEvent(strings.Repeat("x", 1025), "keyherald/alice/backup-key", "1")}, http.StatusBadRequest},
+		{"an attribute that is no text is refused", post{body: `{}`, contentType: "application/json", headers: map[string]string{
+			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "\xff", "Ce-Subject": "keyherald/bob/backup-key"}}, http.StatusBadRequest},
 		{"an unknown source is not found", post{body: good, source: "nobody"}, http.StatusNotFound},
 	}
 	for _, test := range tests {
