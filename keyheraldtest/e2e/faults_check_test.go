@@ -244,7 +244,7 @@ func (w *faulty) checkLog(t *testing.T) {
 	}
 	outcomes, err := w.db.Outcomes(t.Context(), r.ID)
 	check(t, err)
-	if outcomes[string(protocol.OutcomeSent)] != 2 || len(outcomes) != 1 {
+	if outcomes[string(protocol.OutcomeSent)] != w.targets || len(outcomes) != 1 {
 		t.Errorf("the outcomes are %v", outcomes)
 	}
 }

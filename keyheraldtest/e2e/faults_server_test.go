@@ -9,17 +9,20 @@ import (
 
 // Every write of the server on the way of a rotation fails once, before and after it took effect.
 func TestTheServersWritesMayFailBeforeAndAfterTheyTookEffect(t *testing.T) {
-	w := newFaulty(t)
-	w.tryAll(t, w.server, func(label string) bool {
-		return strings.HasPrefix(label, "PostgreSQL: ") || strings.HasPrefix(label, "server to ")
-	})
+	t.Parallel()
+	newFaulty(t).tryAll(t, func() {}, ofServer)
+}
+
+func ofServer(label string) bool {
+	return strings.HasPrefix(label, "PostgreSQL: ") || strings.HasPrefix(label, "server to ")
 }
 
 // tryAll finds the writes by two rotations without a fault, and makes a rotation for each row of the table: once with
-// the program going on, and for what was committed also with it killed there and started again.
-func (w *faulty) tryAll(t *testing.T, of *program, mine func(label string) bool) {
+// the program going on, and for what was committed also with it killed there and started again. before prepares each.
+func (w *faulty) tryAll(t *testing.T, before func(), mine func(label string) bool) {
 	var dry [2][]faults.Point
 	for i := range dry {
+		before()
 		w.faults.Begin()
 		w.checkAll(t, w.rotate(t))
 		for _, point := range w.faults.Points() {
@@ -33,14 +36,20 @@ func (w *faulty) tryAll(t *testing.T, of *program, mine func(label string) bool)
 		t.Fatal("no write was found")
 	}
 	for _, fault := range table {
-		t.Run(fault.String(), func(t *testing.T) { w.try(t, fault, nil) })
-		if fault.Mode == faults.Persisted && strings.Contains(fault.Label, "commit of") {
-			t.Run(fault.String()+", and killed", func(t *testing.T) { w.try(t, fault, of) })
+		t.Run(fault.String(), func(t *testing.T) { w.try(t, fault, before, nil) })
+		if fault.Mode != faults.Persisted || !strings.Contains(fault.Label, "commit of") {
+			continue
 		}
+		killed := w.device
+		if ofServer(fault.Label) {
+			killed = w.server
+		}
+		t.Run(fault.String()+", and killed", func(t *testing.T) { w.try(t, fault, before, killed) })
 	}
 }
 
-func (w *faulty) try(t *testing.T, fault faults.Fault, restart *program) {
+func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), restart *program) {
+	before()
 	w.restart, w.struck = restart, make(chan struct{})
 	struck := w.struck
 	w.faults.Arm(fault, func() {
@@ -54,6 +63,12 @@ func (w *faulty) try(t *testing.T, fault faults.Fault, restart *program) {
 		if n == 3 {
 			t.Fatalf("it did not come to this write: %v", w.faults.Points())
 		}
+		if n > 0 {
+			before()
+		}
 		w.checkAll(t, w.rotate(t))
 	}
+	// A status may come when the rotation is over, and so its fault.
+	<-struck
+	w.tend(t)
 }

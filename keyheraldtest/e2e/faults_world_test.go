@@ -46,7 +46,7 @@ type faulty struct {
 	web              *echo.Echo
 	server, device   *program
 	store            *sql.DB
-	receiver         *keyheraldtest.Receiver
+	targets          int // STOCK, RECEIVER, and whatever a test adds
 	received         *receptions
 	kmsVersion       string
 	backupVersion    int
@@ -91,7 +91,7 @@ func (p *program) stop(t *testing.T) {
 func newFaulty(t *testing.T) *faulty {
 	t.Helper()
 	ctx := t.Context()
-	w := &faulty{world: newParts(t), faults: &faults.Recorder{}, wire: newWire(), received: newReceptions(), struck: make(chan struct{})}
+	w := &faulty{world: newParts(t), faults: &faults.Recorder{}, wire: newWire(), received: newReceptions(), targets: 2, struck: make(chan struct{})}
 	w.faults.Begin()
 	proxy := func(name, target string, namer faults.Namer, seen func(*http.Request, []byte)) *faults.Proxy {
 		proxy, err := w.faults.Proxy(name, target, namer, seen)
@@ -138,7 +138,7 @@ func (w *faulty) startServer(t *testing.T) {
 	engine, bot := w.world.server(t, db, w.botSide.URL)
 	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {Keys: []intake.Key{{ID: "k1", Secret: signingSecret}},
 		Mapping: intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)", User: "@{user}:" + keyheraldtest.ServerName, KMS: "dev"}}}},
-		intake.Deps{Recorder: engine, Log: zerolog.Nop()})
+		intake.Deps{Recorder: engine, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)})
 	check(t, err)
 	w.engine, w.web = engine, echo.New()
 	handler.Register(w.web)
@@ -178,20 +178,26 @@ func (w *faulty) startDevice(t *testing.T) {
 // receive begins to count on a verified device what arrives.
 func (w *faulty) receive(t *testing.T) {
 	t.Helper()
-	ctx := t.Context()
-	w.receiver = w.world.receiver(t, "RECEIVER")
-	signing, identity, err := w.receiver.Endpoint.Keys(ctx)
-	check(t, err)
-	check(t, w.stock.Machine.SignOwnDevice(ctx, &id.Device{UserID: w.alice, DeviceID: "RECEIVER", SigningKey: signing, IdentityKey: identity}))
+	receiver := w.verified(t, "RECEIVER")
 	run(t, func(ctx context.Context) error {
 		for ctx.Err() == nil {
-			err := errors.Join(w.receiver.Endpoint.Sync(ctx, time.Second), w.receiver.Endpoint.Process(ctx, w.received))
+			err := errors.Join(receiver.Endpoint.Sync(ctx, time.Second), receiver.Endpoint.Process(ctx, w.received))
 			if err != nil && ctx.Err() == nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// verified is a device of Alice's, cross-signed.
+func (w *faulty) verified(t *testing.T, deviceID id.DeviceID) *keyheraldtest.Receiver {
+	t.Helper()
+	receiver := w.world.receiver(t, deviceID)
+	signing, identity, err := receiver.Endpoint.Keys(t.Context())
+	check(t, err)
+	check(t, w.stock.Machine.SignOwnDevice(t.Context(), &id.Device{UserID: w.alice, DeviceID: deviceID, SigningKey: signing, IdentityKey: identity}))
+	return receiver
 }
 
 // rotate puts a new key into the KMS, tells the server until it says 202, as a KMS does, and waits for the end.
@@ -203,12 +209,18 @@ func (w *faulty) rotate(t *testing.T) backupkey.Key {
 	check(t, err)
 	w.notifications++
 	body := cloudEvent(fmt.Sprint(w.notifications), kmsPath, w.kmsVersion)
-	wait(t, "the notification to be accepted", func() bool {
+	err = keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
 		answer := send(t, w.web, post{body: body})
 		w.checkAnswer(t, answer.Code)
 		w.tend(t)
-		return answer.Code == http.StatusAccepted
+		if answer.Code != http.StatusAccepted {
+			return fmt.Errorf("the notification is answered %d %s", answer.Code, answer.Body)
+		}
+		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	err = keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
 		w.tend(t)
 		return w.unsettled(t, key)

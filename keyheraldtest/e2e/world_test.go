@@ -121,7 +121,12 @@ func (w *world) people(t *testing.T) {
 
 func (w *world) login(t *testing.T, device id.DeviceID) *keyheraldtest.Client {
 	t.Helper()
-	client, err := keyheraldtest.Login(t.Context(), w.hs.URL, w.alice, password, device)
+	return w.loginAs(t, w.alice, device)
+}
+
+func (w *world) loginAs(t *testing.T, user id.UserID, device id.DeviceID) *keyheraldtest.Client {
+	t.Helper()
+	client, err := keyheraldtest.Login(t.Context(), w.hs.URL, user, password, device)
 	check(t, err)
 	t.Cleanup(client.Close)
 	return client

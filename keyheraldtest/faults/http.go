@@ -61,13 +61,17 @@ func (r *Recorder) Proxy(name, target string, namer Namer, seen func(req *http.R
 			panic(http.ErrAbortHandler)
 		}
 		req.Body = io.NopCloser(bytes.NewReader(body))
+		if !strings.HasSuffix(req.URL.Path, "/sync") {
+			// A caller may be stopped while his request is on its way; that it arrives whole is decided here and not by
+			// a race. Dendrite on SQLite may also keep its database locked over a request that is broken off.
+			req = req.WithContext(context.WithoutCancel(req.Context()))
+		}
 		if label := namer(req); label != "" {
 			switch _, mode := r.visit(name+": "+label, Lost, Persisted); mode {
 			case Lost:
 				panic(http.ErrAbortHandler)
 			case Persisted:
-				// The caller may be stopped by now; the request is on its way all the same.
-				req = req.WithContext(context.WithValue(context.WithoutCancel(req.Context()), dropKey{}, true))
+				req = req.WithContext(context.WithValue(req.Context(), dropKey{}, true))
 			}
 		}
 		if seen != nil {
@@ -110,13 +114,14 @@ func delivers(res *http.Response) bool {
 
 var (
 	matrixPrefix = regexp.MustCompile(`^/_matrix/client/[^/]+/`)
+	storageKey   = regexp.MustCompile(`(m\.secret_storage\.key)\..*`)
 	variable     = regexp.MustCompile(`^[0-9a-f-]{36}$|^[0-9]+$|[@!:]`)
 )
 
 // Homeserver names what writes to a homeserver: every PUT, POST and DELETE but the query of keys and the upload of
 // none, which asks for their count.
 func Homeserver(req *http.Request) string {
-	path := matrixPrefix.ReplaceAllString(req.URL.Path, "")
+	path := storageKey.ReplaceAllString(matrixPrefix.ReplaceAllString(req.URL.Path, ""), "$1")
 	if req.Method == http.MethodGet || path == "keys/query" || (path == "keys/upload" && req.ContentLength <= int64(len("{}"))) {
 		return ""
 	}
