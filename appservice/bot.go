@@ -257,10 +257,12 @@ func (b *Bot) process(ctx context.Context, endpoint *todevice.Endpoint, worker W
 }
 
 func (b *Bot) work(ctx context.Context, worker Worker) {
-	loop.Repeat(ctx, b.wake, 30*time.Second, func() {
-		if err := worker.Work(ctx); err != nil && ctx.Err() == nil {
+	loop.Persist(ctx, b.wake, 30*time.Second, func() error {
+		err := worker.Work(ctx)
+		if err != nil && ctx.Err() == nil {
 			b.config.Log.Warn().Err(err).Msg("Work that is due could not be done yet")
 		}
+		return err
 	})
 }
 

@@ -94,7 +94,8 @@ func (c *Client) read(ctx context.Context, url string) (*Version, error) {
 
 // Ensure uses the current version if it is the key's already, adding the signatures it lacks (clients do not use a
 // version that no device they trust signed), and creates one otherwise. expected is the version the caller last saw as
-// current, empty for none: another one is ErrChanged. A creation whose answer was lost is found as "current and ours".
+// current, empty for none: another one is ErrChanged. A creation whose answer was lost is found as "current and ours",
+// and one whose caller was lost as created still: it has our signatures and is not the expected version.
 // The version is read back and compared, auth_data and signatures too, before it counts.
 //
 // The API has no compare-and-set: a version that somebody else creates between the look at the current one and the
@@ -122,7 +123,7 @@ func (c *Client) Ensure(ctx context.Context, key backupkey.Key, expected id.KeyB
 	}
 	switch {
 	case ours && !added:
-		return current, false, nil
+		return current, current.ID != expected, nil
 	case ours:
 		err = c.write(ctx, http.MethodPut, current.ID, auth, "version", current.ID.String())
 	default:

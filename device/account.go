@@ -7,6 +7,7 @@ package device
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,9 +28,11 @@ import (
 // SoftwareVersion is what devices report; the build sets it.
 var SoftwareVersion = "dev"
 
-// Options are what New needs beside the account's file.
+// Options are what New needs beside the account's file. OpenSQLite opens the store's pool by its data source name;
+// nil means with the driver "sqlite" as it is.
 type Options struct {
 	StorePath      string
+	OpenSQLite     func(dataSource string) (*sql.DB, error)
 	PickleKey      []byte
 	StatusInterval time.Duration
 	Now            func() time.Time
@@ -62,7 +65,10 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 	if err != nil {
 		return nil, err
 	}
-	store, err := openStore(ctx, options.StorePath, options.PickleKey)
+	if options.OpenSQLite == nil {
+		options.OpenSQLite = func(dataSource string) (*sql.DB, error) { return sql.Open("sqlite", dataSource) }
+	}
+	store, err := openStore(ctx, options.StorePath, options.PickleKey, options.OpenSQLite)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.K
 		return fmt.Errorf("reading what to carry over: %w", err)
 	}
 	report := protocol.CarriedReport{Complete: true}
+	var finished []string
 	for _, version := range versions {
 		from := oldKey
 		if version != j.OldVersion {
@@ -47,10 +48,7 @@ func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.K
 		if errors.Is(err, backup.ErrGone) {
 			// Somebody deleted the old version: there is nothing left to carry, and nobody who could.
 			a.log.Warn().Str("version", version).Msg("An older key-backup version was deleted before it was carried over")
-			report.Complete = false
-			if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
-				return fmt.Errorf("journaling a deleted version: %w", err)
-			}
+			report.Complete, finished = false, append(finished, version)
 			continue
 		} else if errors.Is(err, backup.ErrChanged) {
 			return stop(protocol.AttentionBackupChanged, err)
@@ -63,13 +61,19 @@ func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.K
 		for _, sessionID := range carried.Undecrypted[:min(len(carried.Undecrypted), 100)] {
 			report.Sessions = append(report.Sessions, sessionID.String())
 		}
-		if !carried.Complete {
+		if carried.Complete {
+			finished = append(finished, version)
+		} else {
 			report.Complete = false
-		} else if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
-			return fmt.Errorf("journaling a finished carry-over: %w", err)
 		}
 	}
+	// Together with its report: what was finished before it was reported would never be counted in one.
 	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		for _, version := range finished {
+			if _, err := a.store.db.Exec(ctx, `UPDATE carry SET finished = true WHERE version = $1`, version); err != nil {
+				return fmt.Errorf("journaling a finished carry-over: %w", err)
+			}
+		}
 		return a.report(ctx, protocol.Progress{RotationID: j.Rotation, Attempt: j.Attempt, Stage: protocol.StageCarriedOver, Carried: &report})
 	})
 	if err == nil && !report.Complete {

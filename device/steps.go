@@ -125,8 +125,11 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 		key += "/" + string(progress.Error.Code)
 	}
 	if progress.Carried != nil {
-		// What was incomplete may be completed later, and that is news.
-		key += fmt.Sprintf("/%t/%d", progress.Carried.Complete, progress.Carried.Carried)
+		// What was incomplete may be completed later, and that is news; that nothing was left to carry then, is not.
+		key += fmt.Sprintf("/%t", progress.Carried.Complete)
+		if !progress.Carried.Complete {
+			key += fmt.Sprintf("/%d", progress.Carried.Carried)
+		}
 	}
 	return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeProgress.Type, Content: progress}, nil)
 }

@@ -75,7 +75,7 @@ func writeNew(path, content string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-func openStore(ctx context.Context, path string, pickleKey []byte) (*store, error) {
+func openStore(ctx context.Context, path string, pickleKey []byte, open func(dataSource string) (*sql.DB, error)) (*store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
@@ -91,7 +91,7 @@ func openStore(ctx context.Context, path string, pickleKey []byte) (*store, erro
 	if f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err == nil {
 		_ = f.Close()
 	}
-	raw, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)")
+	raw, err := open("file:" + path + "?_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)")
 	if err != nil {
 		return nil, fmt.Errorf("opening the account's store: %w", err)
 	}

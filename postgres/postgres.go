@@ -35,6 +35,11 @@ func Open(ctx context.Context, url string) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
+	return OpenWith(ctx, raw, url)
+}
+
+// OpenWith is Open on a pool of the caller's, which Close ends too. Listen still connects by the URL.
+func OpenWith(ctx context.Context, raw *sql.DB, url string) (*DB, error) {
 	raw.SetMaxOpenConns(20)
 	raw.SetMaxIdleConns(10)
 	if err := raw.PingContext(ctx); err != nil {

@@ -251,12 +251,14 @@ func (e *Endpoint) putAway(ctx context.Context, envelope Envelope, state, reason
 
 func (e *Endpoint) postpone(ctx context.Context, envelope Envelope, cause error) error {
 	e.log.Warn().Err(cause).Str("envelope", envelope.ID).Stringer("sender", envelope.Sender).Msg("A to-device message will be tried again")
-	var tries int
+	tries := 1
 	err := e.db.QueryRow(ctx, `UPDATE todevice_inbox SET tries = tries + 1 WHERE id = $1 RETURNING tries`, envelope.ID).Scan(&tries)
+	wait := backoff(max(tries, 1))
 	if err == nil {
-		_, err = e.db.Exec(ctx, `UPDATE todevice_inbox SET next_try = $1 WHERE id = $2`,
-			e.now().Add(backoff(tries)).UnixMilli(), envelope.ID)
+		_, err = e.db.Exec(ctx, `UPDATE todevice_inbox SET next_try = $1 WHERE id = $2`, e.now().Add(wait).UnixMilli(), envelope.ID)
 	}
+	// No message may come that would make anybody look again.
+	time.AfterFunc(wait, func() { signal(e.arrived) })
 	return errors.Join(cause, err)
 }
 

@@ -21,6 +21,29 @@ func Repeat(ctx context.Context, signal <-chan struct{}, interval time.Duration,
 	}
 }
 
+// again is the first wait after a failure; it doubles with each further one.
+const again = 250 * time.Millisecond
+
+// Persist is Repeat for what may fail: then it is run again after a wait that grows up to the interval, since what
+// failed waits for no signal any more.
+func Persist(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func() error) {
+	for wait := again; ctx.Err() == nil; {
+		next := interval
+		if do() == nil {
+			wait = again
+		} else {
+			next, wait = min(wait, interval), min(2*wait, interval)
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+		case <-signal:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
 // Pause waits for d or the end of ctx.
 func Pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)

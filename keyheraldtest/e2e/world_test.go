@@ -32,17 +32,36 @@ const password = "correct horse battery staple"
 type world struct {
 	hs          *keyheraldtest.Dendrite
 	clock       *keyheraldtest.Clock // the server's
-	db          *postgres.DB
 	database    *keyheraldtest.Database
+	db          *postgres.DB
 	engine      *relay.Engine
 	bot         *appservice.Bot
 	dir         string
+	masterKey   id.Ed25519
+	identity    appservice.Identity
+	asToken     string
 	alice       id.UserID
 	stock       *keyheraldtest.Client
 	recoveryKey string
 }
 
+// newWorld is a world with its server running until the test ends.
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newParts(t)
+	engine, bot := w.server(t, w.db, w.hs.URL)
+	w.engine, w.bot = engine, bot
+	run(t, bot.Run)
+	run(t, func(ctx context.Context) error {
+		return w.db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() })
+	})
+	wait(t, "the bot to lead", func() bool { return bot.Leading() })
+	w.people(t)
+	return w
+}
+
+// newParts is a world whose server is not there yet.
+func newParts(t *testing.T) *world {
 	t.Helper()
 	ctx := t.Context()
 	dir := t.TempDir()
@@ -62,27 +81,34 @@ func newWorld(t *testing.T) *world {
 	check(t, err)
 	t.Cleanup(func() { _ = hs.Close() })
 
+	w := &world{hs: hs, clock: &keyheraldtest.Clock{}, database: database, db: db, dir: dir,
+		masterKey: masterKey, identity: identity, asToken: registration.ASToken}
+	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
+	return w
+}
+
+// server makes the engine and the bot of a replica that stands on this database and homeserver.
+func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay.Engine, *appservice.Bot) {
+	t.Helper()
 	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
-	clock := &keyheraldtest.Clock{}
-	engine, err := relay.New(relay.Config{Now: clock.Now, DB: db, BotUserID: bot, BotMasterKey: masterKey, Log: log})
+	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Log: log})
 	check(t, err)
-	b, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: hs.URL, ASToken: registration.ASToken, Identity: identity, PickleKey: make([]byte, 32),
+	bot, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: homeserver, ASToken: w.asToken, Identity: w.identity, PickleKey: make([]byte, 32),
 		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) }})
 	check(t, err)
-	run(t, func(ctx context.Context) error { return b.Run(ctx) })
-	run(t, func(ctx context.Context) error {
-		return db.Listen(ctx, relay.WorkChannel, func(string) { b.Wake() })
-	})
-	wait(t, "the bot to lead", func() bool { return b.Leading() })
+	return engine, bot
+}
 
-	w := &world{hs: hs, clock: clock, db: db, database: database, engine: engine, bot: b, dir: dir}
-	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
-	w.alice, err = hs.CreateUser(ctx, "alice", password)
+// people makes Alice and her first device.
+func (w *world) people(t *testing.T) {
+	t.Helper()
+	ctx := t.Context()
+	var err error
+	w.alice, err = w.hs.CreateUser(ctx, "alice", password)
 	check(t, err)
 	w.stock = w.login(t, "STOCK")
 	w.recoveryKey, err = w.stock.Bootstrap(ctx, password)
 	check(t, err)
-	return w
 }
 
 // newDatabase makes a migrated database and opens it as the writer, and as the owner.
@@ -105,7 +131,12 @@ func newDatabase(t *testing.T) (writer, owner *postgres.DB, database *keyheraldt
 
 func (w *world) login(t *testing.T, device id.DeviceID) *keyheraldtest.Client {
 	t.Helper()
-	client, err := keyheraldtest.Login(t.Context(), w.hs.URL, w.alice, password, device)
+	return w.loginAs(t, w.alice, device)
+}
+
+func (w *world) loginAs(t *testing.T, user id.UserID, device id.DeviceID) *keyheraldtest.Client {
+	t.Helper()
+	client, err := keyheraldtest.Login(t.Context(), w.hs.URL, user, password, device)
 	check(t, err)
 	t.Cleanup(client.Close)
 	return client
@@ -195,12 +226,16 @@ func (w *world) open(t *testing.T, name string, change ...func(*device.AccountCo
 
 func (w *world) tryOpen(t *testing.T, name string, change ...func(*device.AccountConfig)) (*device.Account, error) {
 	t.Helper()
-	account, err := device.Open(t.Context(), w.account(t, name, change...), device.Options{StorePath: w.store(name), PickleKey: make([]byte, 32),
-		StatusInterval: time.Second, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)})
+	account, err := device.Open(t.Context(), w.account(t, name, change...), w.options(t, name))
 	if err == nil {
 		t.Cleanup(func() { _ = account.Close() })
 	}
 	return account, err
+}
+
+func (w *world) options(t *testing.T, name string) device.Options {
+	return device.Options{StorePath: w.store(name), PickleKey: make([]byte, 32), StatusInterval: time.Second,
+		Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)}
 }
 
 func (w *world) store(name string) string { return filepath.Join(w.dir, name+".db") }

@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/tailscale/setec/acl"
+	"github.com/tailscale/setec/client/setec"
+	"maunium.net/go/mautrix"
+
+	"github.com/keyherald/keyherald/device"
+	"github.com/keyherald/keyherald/keyheraldtest/faults"
+	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
+)
+
+// A device that makes its user's first identity puts the recovery key into the KMS before anything is uploaded. Every
+// write on the way fails once, before and after it took effect. An identity that nobody can recover must not come
+// about, and who tries again is through, or is told what to do.
+func TestAFirstIdentityIsRecoverableWhicheverWriteFails(t *testing.T) {
+	t.Parallel()
+	w := newParts(t)
+	ctx := t.Context()
+	kms, err := testsetec.Start(ctx, w.dir)
+	check(t, err)
+	t.Cleanup(func() { _ = kms.Close() })
+	recoveryKeys := acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionInfo, acl.ActionCreateVersion}}
+	url, err := kms.Principal("device", testsetec.DeviceRules(kmsPath), recoveryKeys)
+	check(t, err)
+	recoveryKeys.Action = []acl.Action{acl.ActionGet}
+	readerURL, err := kms.Principal("reader", recoveryKeys)
+	check(t, err)
+	reader := setec.Client{Server: readerURL}
+
+	recorder := &faults.Recorder{}
+	toKMS, err := recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)
+	check(t, err)
+	t.Cleanup(func() { _ = toKMS.Close() })
+	toHomeserver, err := recorder.Proxy("device to homeserver", w.hs.URL, faults.Homeserver, nil)
+	check(t, err)
+	t.Cleanup(func() { _ = toHomeserver.Close() })
+
+	people := 0
+	// verify is one try, with a fault, and one after it, as of a person who reads what the first one says.
+	verify := func(t *testing.T, fault faults.Fault) {
+		people++
+		name := fmt.Sprintf("person%d", people)
+		user, err := w.hs.CreateUser(ctx, name, password)
+		check(t, err)
+		account := w.open(t, name, func(c *device.AccountConfig) {
+			c.UserID, c.Homeserver, c.Verification = user, toHomeserver.URL, device.Verification{BootstrapToKMS: "recovery/" + name}
+			c.KMS = device.KMS{Name: "dev", Type: "setec", URL: toKMS.URL, Path: kmsPath}
+		})
+		recorder.Arm(fault, nil)
+		_, first := account.Verify(ctx, nil)
+		if recorder.Fired() != (fault.Label != "") {
+			t.Fatalf("the fault did not happen: %v", recorder.Points())
+		}
+		again := first
+		if first != nil {
+			_, again = account.Verify(ctx, nil)
+		}
+		if again != nil && !strings.Contains(again.Error(), "remove it") && !strings.Contains(again.Error(), "set verification.recovery_key_file") {
+			t.Errorf("the second try says nothing to do: %v", again)
+		}
+		kept, keptErr := reader.Get(ctx, "recovery/"+name)
+		if again == nil && keptErr != nil {
+			t.Errorf("the device is verified, and the KMS has no recovery key: %v", keptErr)
+		}
+		later := w.loginAs(t, user, "LATER")
+		keys, err := later.QueryKeys(ctx, &mautrix.ReqQueryKeys{DeviceKeys: mautrix.DeviceKeysRequest{user: {}}})
+		check(t, err)
+		if _, identity := keys.MasterKeys[user]; !identity {
+			if again == nil {
+				t.Error("the device is verified, and there is no identity")
+			}
+			return
+		}
+		if keptErr != nil {
+			t.Fatalf("there is an identity that nobody can recover: %v", keptErr)
+		}
+		check(t, later.Verify(ctx, string(kept.Value)))
+	}
+	verify(t, faults.Fault{})
+	table := faults.Table(recorder.Points())
+	for _, fault := range table {
+		t.Run(fault.String(), func(t *testing.T) { verify(t, fault) })
+	}
+}
