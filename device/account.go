@@ -66,7 +66,7 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 		return nil, err
 	}
 	if options.OpenSQLite == nil {
-		options.OpenSQLite = func(dataSource string) (*sql.DB, error) { return sql.Open("sqlite", dataSource) }
+		options.OpenSQLite = openSQLite
 	}
 	store, err := openStore(ctx, options.StorePath, options.PickleKey, options.OpenSQLite)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // carryOver is step 7, for every older version that is not finished.
 func (a *Account) carryOver(ctx context.Context, j *job, oldKey, key backupkey.Key) error {
-	rows, err := a.store.db.Query(ctx, `SELECT version FROM carry WHERE NOT finished ORDER BY version`)
+	rows, err := a.store.db.Query(ctx, `SELECT version FROM carry WHERE NOT finished AND version <> $1 ORDER BY version`, j.NewVersion)
 	if err != nil {
 		return fmt.Errorf("reading what to carry over: %w", err)
 	}

@@ -95,9 +95,14 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	if j == nil {
 		j = &job{Rotation: trigger.RotationID, Stage: protocol.StageTriggerAccepted}
 	}
+	if slices.ContainsFunc(j.Plan, func(d protocol.Delivery) bool { return d.Outcome == protocol.OutcomeSuperseded }) {
+		// What was withdrawn when the rotation was cancelled is pushed again, in another round.
+		j.Plan = nil
+	}
 	// A new attempt at a known rotation goes on from where it is.
 	j.Trigger, j.Attempt, j.Ended, j.Tries, j.NextTry = trigger, trigger.Attempt, false, 0, a.now()
-	if err := a.supersede(ctx, trigger); err != nil {
+	// The trigger's sequence is the highest, so its key is the newest.
+	if err := a.endOthers(ctx, j.Rotation, "superseded"); err != nil {
 		return err
 	}
 	if err := a.store.putJob(ctx, j, a.now()); err != nil {
@@ -140,24 +145,6 @@ func (a *Account) job(ctx context.Context, rotation uuid.UUID) (*job, error) {
 	return jobs[i], nil
 }
 
-// supersede ends the work on every other rotation: the trigger's sequence is the highest, so its key is the newest.
-func (a *Account) supersede(ctx context.Context, trigger protocol.Trigger) error {
-	jobs, err := a.store.jobs(ctx, true)
-	if err != nil {
-		return err
-	}
-	for _, other := range jobs {
-		if other.Rotation == trigger.RotationID {
-			continue
-		}
-		other.Ended, other.LastError = true, "superseded"
-		if err := a.store.putJob(ctx, other, a.now()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (a *Account) cancel(ctx context.Context, message *todevice.Message) error {
 	p, err := a.pin(ctx)
 	if err != nil {
@@ -168,11 +155,10 @@ func (a *Account) cancel(ctx context.Context, message *todevice.Message) error {
 		return fmt.Errorf("%w: a cancel that is not the pinned bot's", todevice.ErrUnusable)
 	}
 	j, err := a.job(ctx, cancel.RotationID)
-	if err != nil || j == nil {
+	if err != nil || j == nil || j.Ended {
 		return err
 	}
-	j.Ended, j.LastError = true, "cancelled"
-	return a.store.putJob(ctx, j, a.now())
+	return a.end(ctx, j, "cancelled")
 }
 
 func (a *Account) revoked(ctx context.Context, message *todevice.Message) error {

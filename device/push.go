@@ -19,9 +19,8 @@ import (
 
 // push is step 8: who is to have the key is decided once and journaled; each (target, form) is encrypted once.
 func (a *Account) push(ctx context.Context, j *job, p pin) error {
-	const round = 1
 	if j.Plan == nil || sabotage.EncryptAgain {
-		if err := a.plan(ctx, j, p, round); err != nil {
+		if err := a.plan(ctx, j, p); err != nil {
 			return err
 		}
 	}
@@ -34,7 +33,11 @@ func (a *Account) push(ctx context.Context, j *job, p pin) error {
 		}
 		outcome := protocol.OutcomeSent
 		for _, form := range delivery.Forms {
-			switch state, err := a.endpoint.State(ctx, pushKey(j, round, delivery.DeviceID, form)); {
+			key, _, err := a.pushKey(ctx, j, delivery.DeviceID, form)
+			if err != nil {
+				return err
+			}
+			switch state, err := a.endpoint.State(ctx, key); {
 			case err != nil:
 				return err
 			case state == "pending":
@@ -49,9 +52,20 @@ func (a *Account) push(ctx context.Context, j *job, p pin) error {
 	return a.commit(ctx, j, protocol.Progress{Stage: protocol.StagePushed, Deliveries: j.Plan})
 }
 
-// pushKey names a push for good. It goes by the key-backup version and not by the rotation: a server that was restored
+// pushKey names the push of a form to a target, and its round. A push that was withdrawn is never sent again, so the
+// next round is meant then.
+func (a *Account) pushKey(ctx context.Context, j *job, device id.DeviceID, form string) (key string, round int, err error) {
+	for round = 1; ; round++ {
+		key = roundKey(j, round, device, form)
+		if state, err := a.endpoint.State(ctx, key); err != nil || state != "withdrawn" {
+			return key, round, err
+		}
+	}
+}
+
+// roundKey names a push for good. It goes by the key-backup version and not by the rotation: a server that was restored
 // may open another rotation for a version whose key the targets have already.
-func pushKey(j *job, round int, device id.DeviceID, form string) string {
+func roundKey(j *job, round int, device id.DeviceID, form string) string {
 	key := fmt.Sprintf("push/%s/%d/%s/%s", j.NewVersion, round, device, form)
 	if sabotage.EncryptAgain {
 		key += fmt.Sprintf("/%d", j.Tries)
@@ -61,7 +75,7 @@ func pushKey(j *job, round int, device id.DeviceID, form string) string {
 
 // plan queries the devices afresh, drops those that must not or cannot have the key, reads the current version once
 // more, and commits ciphertexts and plan together.
-func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
+func (a *Account) plan(ctx context.Context, j *job, p pin) error {
 	identities, err := a.endpoint.Identities(ctx, a.config.UserID)
 	if err != nil {
 		return err
@@ -73,7 +87,7 @@ func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
 	plan := []protocol.Delivery{}
 	var targets []crosssigning.Device
 	for _, device := range identity.Devices {
-		delivery := protocol.Delivery{DeviceID: device.DeviceID, Round: round}
+		delivery := protocol.Delivery{DeviceID: device.DeviceID}
 		switch {
 		case device.DeviceID == a.client.DeviceID:
 			continue
@@ -101,7 +115,7 @@ func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
 	if current == nil || current.ID.String() != j.NewVersion {
 		return stop(protocol.AttentionBackupChanged, backup.ErrChanged)
 	}
-	key, ok, err := a.store.key(ctx, current.PublicKey)
+	backupKey, ok, err := a.store.key(ctx, current.PublicKey)
 	if err != nil {
 		return err
 	}
@@ -111,25 +125,29 @@ func (a *Account) plan(ctx context.Context, j *job, p pin, round int) error {
 	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
 		queued := slices.Clone(plan)
 		for _, target := range targets {
-			delivery := protocol.Delivery{DeviceID: target.DeviceID, Round: round}
+			delivery := protocol.Delivery{DeviceID: target.DeviceID}
 			for _, form := range a.config.Push.Forms {
-				content, err := msc4385.Build(form, protocol.SecretMegolmBackup, msc4385.NewSecret(key.RevealBase64()))
+				content, err := msc4385.Build(form, protocol.SecretMegolmBackup, msc4385.NewSecret(backupKey.RevealBase64()))
 				if err != nil {
 					return err
 				}
-				err = a.endpoint.Queue(ctx, todevice.Outgoing{Key: pushKey(j, round, target.DeviceID, string(form)), To: target, Type: string(form), Content: content}, claims)
+				key, round, err := a.pushKey(ctx, j, target.DeviceID, string(form))
+				if err != nil {
+					return err
+				}
+				err = a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: target, Type: string(form), Content: content}, claims)
 				if errors.Is(err, todevice.ErrNoOneTimeKey) {
 					delivery.Outcome = protocol.OutcomeNoOneTimeKey
 					break
 				} else if err != nil {
 					return err
 				}
-				delivery.Forms = append(delivery.Forms, string(form))
+				delivery.Forms, delivery.Round = append(delivery.Forms, string(form)), max(delivery.Round, round)
 			}
 			queued = append(queued, delivery)
 		}
 		slices.SortFunc(queued, func(x, y protocol.Delivery) int { return strings.Compare(x.DeviceID.String(), y.DeviceID.String()) })
 		j.Plan = queued
-		return a.store.putJob(ctx, j, a.now())
+		return a.store.keepJob(ctx, j, a.now())
 	})
 }

@@ -98,6 +98,9 @@ func (a *Account) workOnce(ctx context.Context) {
 			a.warn(ctx, a.sendStatus(ctx), "The status could not be sent")
 			continue
 		}
+		if errors.Is(err, errOvertaken) {
+			continue
+		}
 		a.warn(ctx, err, "A rotation cannot go on yet")
 		a.warn(ctx, a.failed(ctx, j, err), "The failure could not be journaled")
 	}
@@ -106,7 +109,7 @@ func (a *Account) workOnce(ctx context.Context) {
 func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 	// advance may have changed j without committing it; the journal's row is the truth.
 	row, err := a.job(ctx, j.Rotation)
-	if err != nil || row == nil || row.Ended {
+	if err != nil || row == nil || row.Ended || row.Trigger.Sequence != j.Trigger.Sequence {
 		return err
 	}
 	row.Tries++
@@ -117,7 +120,10 @@ func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 	if errors.As(cause, &s) {
 		report.Stage, report.Error = protocol.StageNeedsAttention, &protocol.ErrorReport{Code: s.code}
 	}
-	return a.commit(ctx, row, report)
+	if err := a.commit(ctx, row, report); !errors.Is(err, errOvertaken) {
+		return err
+	}
+	return nil
 }
 
 // adopt compares received keys, newest first, with the current version, keeps the one that fits and drops the rest.

@@ -68,8 +68,10 @@ func (a *Account) advance(ctx context.Context, j *job) error {
 		return err
 	}
 	// The push waits for the carry-over a while, never for its success.
+	carryCtx, stopCarrying := context.WithCancel(ctx)
+	defer stopCarrying()
 	carried := make(chan error, 1)
-	go func() { carried <- a.carryOver(ctx, j.clone(), oldKey, key) }()
+	go func() { carried <- a.carryOver(carryCtx, j.clone(), oldKey, key) }()
 	var carryErr error
 	select {
 	case carryErr = <-carried:
@@ -79,6 +81,10 @@ func (a *Account) advance(ctx context.Context, j *job) error {
 		return ctx.Err()
 	}
 	pushErr := a.push(ctx, j, p)
+	if errors.Is(pushErr, errOvertaken) {
+		// What is not carried over stays journaled, and goes straight to the newer version.
+		stopCarrying()
+	}
 	if carried != nil {
 		carryErr = <-carried
 	}
@@ -86,7 +92,7 @@ func (a *Account) advance(ctx context.Context, j *job) error {
 		return err
 	}
 	j.Stage, j.Carried, j.Ended, j.LastError = protocol.StagePushed, true, true, ""
-	return a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.putJob(ctx, j, a.now()) })
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.keepJob(ctx, j, a.now()) })
 }
 
 func (j *job) clone() *job {
@@ -98,7 +104,7 @@ func (j *job) clone() *job {
 func (a *Account) commit(ctx context.Context, j *job, report protocol.Progress) error {
 	report.RotationID, report.Attempt = j.Rotation, j.Attempt
 	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
-		if err := a.store.putJob(ctx, j, a.now()); err != nil {
+		if err := a.store.keepJob(ctx, j, a.now()); err != nil {
 			return err
 		}
 		return a.report(ctx, report)
@@ -145,7 +151,7 @@ func (a *Account) holdOldKey(ctx context.Context, j *job) (backupkey.Key, error)
 		if current != nil {
 			j.OldVersion, j.PublicKey = current.ID.String(), current.PublicKey
 		}
-		if err := a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.putJob(ctx, j, a.now()) }); err != nil {
+		if err := a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.store.keepJob(ctx, j, a.now()) }); err != nil {
 			return backupkey.Key{}, err
 		}
 	}
@@ -293,6 +299,12 @@ func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, f
 			return err
 		}
 	}
+	// Before the new version exists: if this work is overtaken just after it does, the old one must not be forgotten.
+	if j.OldVersion != "" && !key.Fits(j.PublicKey) {
+		if _, err := a.store.db.Exec(ctx, `INSERT INTO carry (version) VALUES ($1) ON CONFLICT DO NOTHING`, j.OldVersion); err != nil {
+			return fmt.Errorf("journaling the version to carry over: %w", err)
+		}
+	}
 	version, created, err := a.backup.Ensure(ctx, key, id.KeyBackupVersion(j.OldVersion), signers...)
 	if errors.Is(err, backup.ErrChanged) {
 		return stop(protocol.AttentionBackupChanged, err)
@@ -301,11 +313,6 @@ func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, f
 	}
 	j.NewVersion, j.Stage = version.ID.String(), protocol.StageBackupCreated
 	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
-		if j.OldVersion != "" && j.OldVersion != j.NewVersion {
-			if _, err := a.store.db.Exec(ctx, `INSERT INTO carry (version) VALUES ($1) ON CONFLICT DO NOTHING`, j.OldVersion); err != nil {
-				return fmt.Errorf("journaling the version to carry over: %w", err)
-			}
-		}
 		for name, value := range map[string]string{"our_version": j.NewVersion, "our_public_key": version.PublicKey, "our_kms_version": j.KMSVersion} {
 			if err := a.store.set(ctx, name, value); err != nil {
 				return err

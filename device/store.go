@@ -75,6 +75,8 @@ func writeNew(path, content string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+func openSQLite(dataSource string) (*sql.DB, error) { return sql.Open("sqlite", dataSource) }
+
 func openStore(ctx context.Context, path string, pickleKey []byte, open func(dataSource string) (*sql.DB, error)) (*store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)

@@ -103,11 +103,11 @@ func (db *DB) Deliveries(ctx context.Context, key uuid.UUID) ([]protocol.Deliver
 	return deliveries, rows.Err()
 }
 
-// PutDelivery keeps the outcome for one target.
+// PutDelivery keeps the outcome for one target. Word of a withdrawal may come late, and takes back nothing that was sent.
 func (db *DB) PutDelivery(ctx context.Context, key uuid.UUID, d protocol.Delivery, now time.Time) error {
 	_, err := db.Exec(ctx, `INSERT INTO delivery (rotation_id, device_id, outcome, forms, reported_at) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (rotation_id, device_id) DO UPDATE SET outcome = excluded.outcome, forms = excluded.forms, reported_at = excluded.reported_at
-		WHERE delivery.outcome <> 'adopted'`,
+		WHERE delivery.outcome <> 'adopted' AND NOT (delivery.outcome = 'sent' AND excluded.outcome = 'superseded')`,
 		key, d.DeviceID, d.Outcome, strings.Join(d.Forms, " "), now)
 	if err != nil {
 		return fmt.Errorf("recording a delivery: %w", err)

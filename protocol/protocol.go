@@ -226,7 +226,8 @@ type Progress struct {
 type Stage string
 
 // The stages a device reports. StageRejected and StageNeedsAttention end the attempt without a change of key;
-// StageFailed reports an error (retryable or not) and leaves the attempt where it was.
+// StageFailed reports an error (retryable or not) and leaves the attempt where it was. StageWithdrawn gives the targets
+// of an attempt that a newer trigger or a cancel ended their outcomes, and says nothing else.
 const (
 	StageTriggerAccepted     Stage = "trigger_accepted"
 	StageFetched             Stage = "fetched"
@@ -237,6 +238,7 @@ const (
 	StageRejected            Stage = "rejected"
 	StageNeedsAttention      Stage = "needs_attention"
 	StageFailed              Stage = "failed"
+	StageWithdrawn           Stage = "withdrawn"
 )
 
 // BackupReport names the key-backup version a device made or found to be ours.
@@ -271,7 +273,8 @@ const (
 // Outcome is what became of one target, as far as it can be known: clients do not acknowledge a push.
 type Outcome string
 
-// The outcomes. Adopted is claimed only where a managed receiver reported holding the key.
+// The outcomes. Superseded means withdrawn before the homeserver was known to have the push. Adopted is claimed only
+// where a managed receiver reported holding the key.
 const (
 	OutcomeSent              Outcome = "sent"
 	OutcomeSkippedUnverified Outcome = "skipped_unverified"

@@ -32,9 +32,11 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	}
 	before := r.Facts.State
 	r.Facts = rotation.Apply(r.Facts, report)
-	r.NextAction = ""
-	if r.Facts.Attention != "" {
-		r.NextAction = rotation.NextAction(r.Facts.Attention)
+	if report.Stage != protocol.StageWithdrawn {
+		r.NextAction = ""
+		if r.Facts.Attention != "" {
+			r.NextAction = rotation.NextAction(r.Facts.Attention)
+		}
 	}
 	if err := s.db.AttemptReported(ctx, r.ID, report.Attempt, report.Stage, now); err != nil {
 		return err

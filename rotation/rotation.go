@@ -62,7 +62,7 @@ const Timeout = 30 * 24 * time.Hour
 // TriggerLife is how long a trigger may be acted on.
 const TriggerLife = 30 * 24 * time.Hour
 
-// stageOrder is the order of work. Stages beside it (rejected, needs_attention, failed) do not count as progress.
+// stageOrder is the order of work. Stages beside it (rejected, needs_attention, failed, withdrawn) do not count as progress.
 var stageOrder = []protocol.Stage{
 	protocol.StageTriggerAccepted, protocol.StageFetched, protocol.StageBackupCreated,
 	protocol.StageRecoveryCopyWritten, protocol.StageCarriedOver, protocol.StagePushed,
@@ -104,7 +104,8 @@ func Apply(facts Facts, report protocol.Progress) Facts {
 	if report.Stage == protocol.StagePushed {
 		facts.Pushed = true
 	}
-	if facts.State.Ended() {
+	// A withdrawal is the echo of an end that the server caused. It may come after a retry, which it must not undo.
+	if facts.State.Ended() || report.Stage == protocol.StageWithdrawn {
 		return facts
 	}
 	facts.State = Working

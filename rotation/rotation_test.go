@@ -57,6 +57,9 @@ func TestApply(t *testing.T) {
 		{"a retryable failure changes nothing", Facts{State: Working}, protocol.Progress{Stage: protocol.StageFailed, Error: &protocol.ErrorReport{Code: protocol.FaultInternal, Retryable: true}}, Facts{State: Working}},
 		{"a failure for good ends the rotation", Facts{State: Working}, protocol.Progress{Stage: protocol.StageFailed, Error: &protocol.ErrorReport{Code: protocol.FaultInternal}}, Facts{State: Failed, Failure: protocol.FaultInternal}},
 		{"a report after the end does not bring it back", Facts{State: Superseded}, attention, Facts{State: Superseded}},
+		{"a withdrawal after the end changes nothing", Facts{State: Superseded, Stage: protocol.StageFetched}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Superseded, Stage: protocol.StageFetched}},
+		{"a withdrawal that comes after a retry does not undo it", Facts{State: Received}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Received}},
+		{"a withdrawal mends nothing", Facts{State: Working, Attention: protocol.RejectedKMS}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Working, Attention: protocol.RejectedKMS}},
 		{"a rejection needs somebody", Facts{State: Working}, protocol.Progress{Stage: protocol.StageRejected, Error: &protocol.ErrorReport{Code: protocol.RejectedKMS}}, Facts{State: Working, Attention: protocol.RejectedKMS}},
 	}
 	for _, test := range tests {

@@ -71,7 +71,7 @@ func (e *Endpoint) Has(ctx context.Context, key string) (bool, error) {
 	return n > 0, nil
 }
 
-// State tells what became of the message with this key: pending, sent or refused; empty if there is none.
+// State tells what became of the message with this key: pending, sent, refused or withdrawn; empty if there is none.
 func (e *Endpoint) State(ctx context.Context, key string) (string, error) {
 	var state string
 	err := e.db.QueryRow(ctx, `SELECT COALESCE(MAX(state), '') FROM todevice_outbox WHERE account_id = $1 AND key = $2`, e.accountID, key).Scan(&state)
