@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
@@ -50,7 +51,16 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := append(append([]bench.Row{rotation}, intake...), triggers...)
+	memoryDir, err := os.MkdirTemp("", "keyherald-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(memoryDir) }()
+	memory, err := demo.BenchMemory(ctx, demo.Config{Programs: absolute, Dir: memoryDir, Out: os.Stderr}, 10_000)
+	if err != nil {
+		return err
+	}
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}

@@ -1,0 +1,103 @@
+package demo
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/keyheraldtest/bench"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
+)
+
+// BenchMemory opens n rotations of n users at a running server, has it work through them all, and returns the most
+// resident memory it was seen with, in MB, beside what it had before.
+func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err error) {
+	w, err := build(ctx, config, screen{out: config.Out, color: config.Color})
+	if w != nil {
+		defer func() { err = errors.Join(err, w.Close()) }()
+	}
+	if err != nil {
+		return row, err
+	}
+	idle, err := w.resident(ctx)
+	if err != nil {
+		return row, err
+	}
+	engine, err := relay.New(relay.Config{DB: w.db, BotUserID: id.NewUserID(botName, keyheraldtest.ServerName), BotMasterKey: "not asked for"})
+	if err != nil {
+		return row, err
+	}
+	for i := range n {
+		name := fmt.Sprintf("somebody%d", i)
+		_, err := engine.Accept(ctx, intake.Notification{Source: "corporate-kms", ID: name, User: id.NewUserID(name, keyheraldtest.ServerName).String(),
+			Secret: protocol.SecretMegolmBackup, KMS: "corporate", Path: "keyherald/" + name + "/backup-key", Version: "1"})
+		if err != nil {
+			return row, err
+		}
+	}
+	// The storm limit held nearly all of them: released, they are all due at once.
+	if _, err := engine.Release(ctx, nil, "local:bench"); err != nil {
+		return row, err
+	}
+	most := idle
+	err = keyheraldtest.Until(ctx, 5*time.Minute, func() error {
+		now, err := w.resident(ctx)
+		if err != nil {
+			return err
+		}
+		most = max(most, now)
+		due, err := w.db.DueRotations(ctx, time.Now(), time.Minute, [16]byte{}, 1)
+		if err == nil && len(due) > 0 {
+			err = errors.New("rotations are still due")
+		}
+		return err
+	})
+	if err != nil {
+		return row, err
+	}
+	open, err := openRotations(ctx, w.db)
+	if err != nil {
+		return row, err
+	}
+	if open != n {
+		return row, fmt.Errorf("%d rotations are open, and %d were opened", open, n)
+	}
+	return bench.Compare(fmt.Sprintf("memory/%d", n), "MB", bench.Less, []float64{most}, map[string][]float64{"idle": {idle}}), nil
+}
+
+func openRotations(ctx context.Context, db *postgres.DB) (open int, err error) {
+	err = db.QueryRow(ctx, `SELECT COUNT(*) FROM rotation WHERE ended_at IS NULL`).Scan(&open)
+	return open, err
+}
+
+// resident is the server's resident memory in MB, as its own metrics say.
+func (w *World) resident(ctx context.Context) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.listen+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), "process_resident_memory_bytes "); ok {
+			bytes, err := strconv.ParseFloat(value, 64)
+			return bytes / 1e6, err
+		}
+	}
+	return 0, errors.Join(lines.Err(), errors.New("the metrics do not tell the resident memory"))
+}
