@@ -114,7 +114,9 @@ func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 	}
 	row.Tries++
 	delay := min(time.Second<<min(row.Tries-1, 10), 10*time.Minute)
-	row.NextTry, row.LastError = a.now().Add(delay/2+rand.N(delay/2)), cause.Error()
+	wait := delay/2 + rand.N(delay/2)
+	row.NextTry, row.LastError = a.now().Add(wait), cause.Error()
+	time.AfterFunc(wait, a.wake)
 	report := protocol.Progress{Stage: protocol.StageFailed, Error: &protocol.ErrorReport{Code: protocol.FaultInternal, Retryable: true}}
 	var s *stopped
 	if errors.As(cause, &s) {

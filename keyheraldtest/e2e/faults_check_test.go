@@ -133,7 +133,6 @@ func (w *faulty) checkHomeserver(t *testing.T, key backupkey.Key) {
 // checkCiphertexts checks that every message was encrypted once and only those bytes were sent, and that the receivers
 // could read each and read it once.
 func (w *faulty) checkCiphertexts(t *testing.T, key backupkey.Key) {
-	ctx := t.Context()
 	w.wire.mu.Lock()
 	defer w.wire.mu.Unlock()
 	for txn, bodies := range w.wire.bytes {
@@ -141,20 +140,10 @@ func (w *faulty) checkCiphertexts(t *testing.T, key backupkey.Key) {
 			t.Errorf("%d different bodies were sent under transaction id %s", len(bodies), txn)
 		}
 	}
-	bots, err := w.db.RawDB.QueryContext(ctx, `SELECT key, content FROM todevice_outbox`)
-	check(t, err)
-	devices, err := w.store.QueryContext(ctx, `SELECT key, content FROM todevice_outbox`)
-	check(t, err)
-	for sender, rows := range map[string]*sql.Rows{"bot": bots, "device": devices} {
-		committed := map[[32]byte]string{}
-		for rows.Next() {
-			var outboxKey, content string
-			check(t, rows.Scan(&outboxKey, &content))
-			committed[hashOf([]byte(content))] = outboxKey
-		}
-		check(t, errors.Join(rows.Err(), rows.Close()))
+	for sender, db := range map[string]*sql.DB{"bot": w.db.RawDB, "device": w.store} {
+		committed := outboxOf(t, db)
 		for content := range w.wire.sent[sender] {
-			if committed[content] == "" {
+			if !committed[content] {
 				t.Errorf("the %s sent a ciphertext that is in no row of its outbox", sender)
 			}
 		}
@@ -176,6 +165,22 @@ func (w *faulty) checkCiphertexts(t *testing.T, key backupkey.Key) {
 	if n := w.count(t, unread) + w.inStore(t, unread); n != 0 {
 		t.Errorf("%d messages between server and device could not be read or used", n)
 	}
+}
+
+// outboxOf are the ciphertexts that were committed; each key has one.
+func outboxOf(t *testing.T, db *sql.DB) map[[32]byte]bool {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), `SELECT content FROM todevice_outbox`)
+	check(t, err)
+	defer func() { _ = rows.Close() }()
+	committed := map[[32]byte]bool{}
+	for rows.Next() {
+		var content string
+		check(t, rows.Scan(&content))
+		committed[hashOf([]byte(content))] = true
+	}
+	check(t, rows.Err())
+	return committed
 }
 
 // checkLog checks that the log tells what happened, all of it, and nothing else: over all rotations by number, and of

@@ -193,7 +193,7 @@ func (w *faulty) receive(t *testing.T) {
 // verified is a device of Alice's, cross-signed.
 func (w *faulty) verified(t *testing.T, deviceID id.DeviceID) *keyheraldtest.Receiver {
 	t.Helper()
-	receiver := w.world.receiver(t, deviceID)
+	receiver := w.receiver(t, deviceID)
 	signing, identity, err := receiver.Endpoint.Keys(t.Context())
 	check(t, err)
 	check(t, w.stock.Machine.SignOwnDevice(t.Context(), &id.Device{UserID: w.alice, DeviceID: deviceID, SigningKey: signing, IdentityKey: identity}))
