@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/crypto/backup"
@@ -40,8 +41,11 @@ type world struct {
 	pg       *keyheraldtest.Postgres
 	database *keyheraldtest.Database
 	// db looks at the truth, past every link.
-	db         *postgres.DB
+	db *postgres.DB
+	// hsMu is held while Dendrite is down.
+	hsMu       sync.Mutex
 	hs         *keyheraldtest.Dendrite
+	hung       int
 	setec      *testsetec.Server
 	pgLink     *link
 	hsGate     *gate
