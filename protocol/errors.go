@@ -15,7 +15,6 @@ const (
 	RejectedNotYetIssued ErrorCode = "not_yet_issued"
 	RejectedAction       ErrorCode = "action_not_supported"
 	RejectedMalformed    ErrorCode = "malformed"
-	RejectedRevoked      ErrorCode = "device_revoked"
 )
 
 // Why a device needs somebody: the causes of needs_attention. All but carry_over_incomplete stop it before anything changed

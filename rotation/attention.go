@@ -11,7 +11,8 @@ type Attention struct {
 	NextAction string
 }
 
-// attentions is the one table of causes.
+// attentions is the one table of causes. What a device answers to nobody (a trigger of a stranger, or one that it cannot
+// read) is not among them.
 var attentions = []Attention{
 	{protocol.AttentionOldKeyMissing, "user", "the private key of the current key backup is nowhere to be had: let the user enter his recovery key on the managed device (keyherald-device enroll, or a verified Element session online), then retry"},
 	{protocol.AttentionRecoveryCopyNotWritable, "user", "the recovery key the device holds does not open the user's secret storage: provide the present recovery key to the device, or allow a stale copy (recovery: allow_stale) in the account file"},
@@ -21,7 +22,6 @@ var attentions = []Attention{
 	{protocol.AttentionBackupChanged, "user", "the user or another client changed the key backup during the rotation: ask him, then rotate again"},
 	{protocol.AttentionNotCrossSigned, "operator", "the managed device is no longer cross-signed by the user, or his identity changed: verify and enroll it again"},
 	{protocol.AttentionCarryOverIncomplete, "admin", "some room keys of the old key backup cannot be decrypted and stay there alone; the old version is kept; look at the device's log for the session ids"},
-	{protocol.RejectedNotPinnedBot, "operator", "the device refused a trigger that did not come from its pinned server: if the bot's identity was changed on purpose, enroll the device again; else investigate"},
 	{protocol.RejectedOtherUser, "operator", "the device refused a trigger for another user: check the mapping of the notification source"},
 	{protocol.RejectedSecret, "operator", "the device refused a secret it does not rotate: check the mapping of the notification source"},
 	{protocol.RejectedKMS, "operator", "the KMS or path is not the one in the device's own account file: make mapping and account file agree"},
@@ -29,8 +29,6 @@ var attentions = []Attention{
 	{protocol.RejectedExpired, "admin", "the trigger came after its expiry: check the clocks of server and device, then rotate again"},
 	{protocol.RejectedNotYetIssued, "operator", "the trigger comes from the future: check the clocks of server and device"},
 	{protocol.RejectedAction, "operator", "the device does not know this action: update keyherald-device"},
-	{protocol.RejectedMalformed, "operator", "the device could not read the trigger: update keyherald-device or the server"},
-	{protocol.RejectedRevoked, "admin", "the device was revoked: enroll another device of the user"},
 }
 
 // Attentions returns the table of causes, in its order.

@@ -95,7 +95,7 @@ func TestARevokedDeviceIsToldAndItsRotationGoesToAnother(t *testing.T) {
 	check(t, err)
 	// No key in the KMS: the rotation stays with the device.
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be stuck", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.AttentionKMSForbidden })
+	w.caused(t, protocol.AttentionKMSForbidden)
 	check(t, w.engine.Revoke(ctx, w.alice, devices[0].DeviceID, "lost", "local:test"))
 	wait(t, "the device to know", func() bool {
 		enrolled, err := account.Enrolled(ctx)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -24,6 +25,9 @@ func TestMain(m *testing.M) {
 	}
 	status := m.Run()
 	_ = cluster.Close()
+	if all := flag.Lookup("test.run").Value.String() == ""; all && status == 0 {
+		status = missingCauses()
+	}
 	os.Exit(status)
 }
 

@@ -72,7 +72,7 @@ func TestARecoveryCopyThatCannotBeWrittenStopsTheRotationUnlessAllowed(t *testin
 	check(t, err)
 	check(t, w.stock.Machine.SSSS.SetDefaultKeyID(ctx, fresh.ID))
 	w.notify(t, "n1", "1")
-	wait(t, "needs_attention", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.AttentionRecoveryCopyNotWritable })
+	w.caused(t, protocol.AttentionRecoveryCopyNotWritable)
 	if _, err := w.stock.GetKeyBackupLatestVersion(ctx); err == nil {
 		t.Error("a key-backup version was created")
 	}

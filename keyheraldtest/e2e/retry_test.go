@@ -17,7 +17,7 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 	w.manage(t, "managed")
 	// The KMS has no key yet, so the device keeps looking.
 	w.notify(t, "n1", "1")
-	wait(t, "the rotation to be stuck", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.AttentionKMSForbidden })
+	w.caused(t, protocol.AttentionKMSForbidden)
 	key := w.onlyRotation(t).ID
 	check(t, w.engine.Cancel(ctx, key, "local:test"))
 	wait(t, "the device to be told", func() bool { return w.logHas(t, "rotation.cancel_queued", "attempt") })

@@ -21,10 +21,7 @@ func TestADeviceRejectsWhatIsNotForItAndNowAndDoesNothing(t *testing.T) {
 	w.manage(t, "managed")
 	rejected := func(want protocol.ErrorCode) {
 		t.Helper()
-		wait(t, string(want), func() bool { return w.onlyRotation(t).Facts.Attention == want })
-		if w.onlyRotation(t).NextAction == "" || !w.logHas(t, "progress.reported", string(want)) {
-			t.Errorf("%s: the admin is not told what to do, or the log does not have it", want)
-		}
+		w.caused(t, want)
 		if _, err := w.stock.GetKeyBackupLatestVersion(t.Context()); err == nil {
 			t.Errorf("%s: a key-backup version was created", want)
 		}
@@ -61,7 +58,7 @@ func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
 	before := w.currentVersion(t)
 	w.putKey(t, "2", key, key.PublicKey())
 	w.notify(t, "n2", "2")
-	wait(t, "the rejection", func() bool { return w.onlyRotation(t).Facts.Attention == protocol.RejectedSequence })
+	w.caused(t, protocol.RejectedSequence)
 	if after := w.currentVersion(t); after != before {
 		t.Errorf("version %s was created", after)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type world struct {
 	db          *postgres.DB
 	engine      *relay.Engine
 	bot         *appservice.Bot
+	endpoint    atomic.Pointer[todevice.Endpoint] // the bot's
 	dir         string
 	masterKey   id.Ed25519
 	identity    appservice.Identity
@@ -94,7 +96,10 @@ func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay
 	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Log: log})
 	check(t, err)
 	bot, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: homeserver, ASToken: w.asToken, Identity: w.identity, PickleKey: make([]byte, 32),
-		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) }})
+		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker {
+			w.endpoint.Store(endpoint)
+			return engine.Session(endpoint)
+		}})
 	check(t, err)
 	return engine, bot
 }
