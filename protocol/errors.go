@@ -28,6 +28,7 @@ const (
 	AttentionBackupChanged           ErrorCode = "backup_changed"
 	AttentionNotCrossSigned          ErrorCode = "needs_enrollment"
 	AttentionCarryOverIncomplete     ErrorCode = "carry_over_incomplete"
+	AttentionTriggerRefused          ErrorCode = "trigger_refused"
 )
 
 // Retryable faults: the device tries again by itself.

@@ -15,6 +15,7 @@ import (
 	"github.com/keyherald/keyherald/internal/sabotage"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -125,6 +126,9 @@ func (s *Session) Sent(ctx context.Context, keys []string, refusal string) error
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", attempt)}}
 		if refusal != "" {
 			event.Action, event.Outcome = audit.TriggerRefused, audit.Refused
+			if err := s.refused(ctx, rotationID); err != nil {
+				return err
+			}
 		} else {
 			taken = append(taken, postgres.Attempt{RotationID: rotationID, Number: attempt})
 		}
@@ -139,4 +143,14 @@ func (s *Session) Sent(ctx context.Context, keys []string, refusal string) error
 		return nil
 	}
 	return s.db.Append(ctx, events...)
+}
+
+// refused marks a rotation whose trigger the homeserver will not take: nobody works on it, and somebody must look.
+func (s *Session) refused(ctx context.Context, rotationID uuid.UUID) error {
+	r, ok, err := s.db.LockRotation(ctx, rotationID)
+	if err != nil || !ok || r.Facts.State.Ended() {
+		return err
+	}
+	r.Facts.Attention, r.NextAction = protocol.AttentionTriggerRefused, rotation.NextAction(protocol.AttentionTriggerRefused)
+	return s.db.UpdateRotation(ctx, r, s.now())
 }

@@ -22,6 +22,7 @@ var attentions = []Attention{
 	{protocol.AttentionBackupChanged, "user", "the user or another client changed the key backup during the rotation: ask him, then rotate again"},
 	{protocol.AttentionNotCrossSigned, "operator", "the managed device is no longer cross-signed by the user, or his identity changed: verify and enroll it again"},
 	{protocol.AttentionCarryOverIncomplete, "admin", "some room keys of the old key backup cannot be decrypted and stay there alone; the old version is kept; look at the device's log for the session ids"},
+	{protocol.AttentionTriggerRefused, "operator", "the homeserver refuses the message to the device for good: its answer is in the server's log and outbox; mend it there, then retry"},
 	{protocol.RejectedOtherUser, "operator", "the device refused a trigger for another user: check the mapping of the notification source"},
 	{protocol.RejectedSecret, "operator", "the device refused a secret it does not rotate: check the mapping of the notification source"},
 	{protocol.RejectedKMS, "operator", "the KMS or path is not the one in the device's own account file: make mapping and account file agree"},

@@ -69,10 +69,12 @@ type Endpoint struct {
 
 	// olm orders the Olm transactions of this process; the row lock in begin orders those of several.
 	olm sync.Mutex
-	// flushing makes one Flush at a time send, so that rows leave in order.
+	// flushing makes one Flush at a time send, so that rows leave in order; it guards pausedUntil.
 	flushing sync.Mutex
-	arrived  chan struct{}
-	queued   chan struct{}
+	// pausedUntil is when the homeserver takes messages again, those that are queued meanwhile included.
+	pausedUntil time.Time
+	arrived     chan struct{}
+	queued      chan struct{}
 }
 
 // New checks the configuration; it does no I/O.

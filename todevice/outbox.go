@@ -98,6 +98,9 @@ type outboxRow struct {
 func (e *Endpoint) Flush(ctx context.Context, sent Sent) (next time.Time, err error) {
 	e.flushing.Lock()
 	defer e.flushing.Unlock()
+	if e.now().Before(e.pausedUntil) {
+		return e.pausedUntil, nil
+	}
 	for {
 		due, err := e.due(ctx)
 		if err != nil {
@@ -199,7 +202,11 @@ func (e *Endpoint) send(ctx context.Context, request string, sent Sent) error {
 
 // hold leaves a request for later, and where the homeserver takes nothing at all, ends the Flush.
 func (e *Endpoint) hold(ctx context.Context, request string, answer answer, cause error) error {
-	until := e.now().Add(answer.wait).UnixMilli()
+	later := e.now().Add(answer.wait)
+	if answer.pause {
+		e.pausedUntil = later
+	}
+	until := later.UnixMilli()
 	_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET tries = tries + 1, next_try = $1, error = $2 WHERE account_id = $3 AND request = $4 AND state = 'pending'`,
 		until, cause.Error(), e.accountID, request)
 	if err == nil && answer.pause {

@@ -56,7 +56,12 @@ func run(t *testing.T, do func(ctx context.Context) error) {
 
 func wait(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	waitFor(t, 30*time.Second, what, is)
+}
+
+func waitFor(t *testing.T, limit time.Duration, what string, is func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for !is() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)

@@ -32,6 +32,7 @@ const password = "correct horse battery staple"
 // world is the server on real parts, with one user whose history only the first key backup holds.
 type world struct {
 	hs          *keyheraldtest.Dendrite
+	crowd       *keyheraldtest.Crowd
 	clock       *keyheraldtest.Clock // the server's
 	database    *keyheraldtest.Database
 	db          *postgres.DB
@@ -51,13 +52,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := newParts(t)
-	engine, bot := w.server(t, w.db, w.hs.URL)
-	w.engine, w.bot = engine, bot
-	run(t, bot.Run)
-	run(t, func(ctx context.Context) error {
-		return w.db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() })
-	})
-	wait(t, "the bot to lead", func() bool { return bot.Leading() })
+	w.serve(t, w.hs.URL)
 	w.people(t)
 	return w
 }
@@ -79,11 +74,13 @@ func newParts(t *testing.T) *world {
 	encoded, err := yaml.Marshal(registration)
 	check(t, err)
 	check(t, os.WriteFile(filepath.Join(dir, "registration.yaml"), encoded, 0o600))
-	hs, err := keyheraldtest.StartDendrite(ctx, dir, filepath.Join(dir, "registration.yaml"))
+	crowd, crowdRegistration, err := keyheraldtest.CrowdRegistration(dir)
+	check(t, err)
+	hs, err := keyheraldtest.StartDendrite(ctx, dir, filepath.Join(dir, "registration.yaml"), crowdRegistration)
 	check(t, err)
 	t.Cleanup(func() { _ = hs.Close() })
 
-	w := &world{hs: hs, clock: &keyheraldtest.Clock{}, database: database, db: db, dir: dir,
+	w := &world{hs: hs, crowd: crowd, clock: &keyheraldtest.Clock{}, database: database, db: db, dir: dir,
 		masterKey: masterKey, identity: identity, asToken: registration.ASToken}
 	check(t, os.MkdirAll(filepath.Join(dir, "kms"), 0o700))
 	return w
@@ -102,6 +99,19 @@ func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay
 		}})
 	check(t, err)
 	return engine, bot
+}
+
+// serve runs a replica until the test ends, and waits until it holds the bot.
+func (w *world) serve(t *testing.T, homeserver string) {
+	t.Helper()
+	engine, bot := w.server(t, w.db, homeserver)
+	w.engine, w.bot = engine, bot
+	run(t, bot.Run)
+	run(t, func(ctx context.Context) error {
+		return w.db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() })
+	})
+	// A dead replica's lease ends after 15 seconds.
+	waitFor(t, time.Minute, "the bot to lead", bot.Leading)
 }
 
 // people makes Alice and her first device.
