@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -38,13 +39,8 @@ func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err 
 	if err != nil {
 		return row, err
 	}
-	for i := range n {
-		name := fmt.Sprintf("somebody%d", i)
-		_, err := engine.Accept(ctx, intake.Notification{Source: "corporate-kms", ID: name, User: id.NewUserID(name, keyheraldtest.ServerName).String(),
-			Secret: protocol.SecretMegolmBackup, KMS: "corporate", Path: "keyherald/" + name + "/backup-key", Version: "1"})
-		if err != nil {
-			return row, err
-		}
+	if err := openMany(ctx, engine, n); err != nil {
+		return row, err
 	}
 	// The storm limit held nearly all of them: released, they are all due at once.
 	if _, err := engine.Release(ctx, nil, "local:bench"); err != nil {
@@ -74,6 +70,29 @@ func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err 
 		return row, fmt.Errorf("%d rotations are open, and %d were opened", open, n)
 	}
 	return bench.Compare(fmt.Sprintf("memory/%d", n), "MB", bench.Less, []float64{most}, map[string][]float64{"idle": {idle}}), nil
+}
+
+// openMany has the KMS tell of a new key of n users, some at once.
+func openMany(ctx context.Context, engine *relay.Engine, n int) error {
+	const at = 8
+	failed := make(chan error, at)
+	var senders sync.WaitGroup
+	for sender := range at {
+		senders.Go(func() {
+			for i := sender; i < n; i += at {
+				name := fmt.Sprintf("somebody%d", i)
+				_, err := engine.Accept(ctx, intake.Notification{Source: "corporate-kms", ID: name, User: id.NewUserID(name, keyheraldtest.ServerName).String(),
+					Secret: protocol.SecretMegolmBackup, KMS: "corporate", Path: "keyherald/" + name + "/backup-key", Version: "1"})
+				if err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	senders.Wait()
+	close(failed)
+	return <-failed
 }
 
 func openRotations(ctx context.Context, db *postgres.DB) (open int, err error) {
