@@ -102,7 +102,7 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	// A new attempt at a known rotation goes on from where it is.
 	j.Trigger, j.Attempt, j.Ended, j.Tries, j.NextTry = trigger, trigger.Attempt, false, 0, a.now()
 	// The trigger's sequence is the highest, so its key is the newest.
-	if err := a.endOthers(ctx, j.Rotation, "superseded"); err != nil {
+	if err := a.supersede(ctx, trigger); err != nil {
 		return err
 	}
 	if err := a.store.putJob(ctx, j, a.now()); err != nil {

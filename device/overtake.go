@@ -8,8 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
+	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/protocol"
 )
 
@@ -30,21 +29,35 @@ func (s *store) keepJob(ctx context.Context, j *job, now time.Time) error {
 	return s.putJob(ctx, j, now)
 }
 
-// endOthers ends the work on every open rotation but one.
-func (a *Account) endOthers(ctx context.Context, but uuid.UUID, why string) error {
+// supersede ends the work on every open rotation but the trigger's.
+func (a *Account) supersede(ctx context.Context, trigger protocol.Trigger) error {
 	jobs, err := a.store.jobs(ctx, true)
 	if err != nil {
 		return err
 	}
 	for _, j := range jobs {
-		if j.Rotation == but {
+		if j.Rotation == trigger.RotationID {
 			continue
 		}
-		if err := a.end(ctx, j, why); err != nil {
+		if sameKey(j, trigger) {
+			j.Ended, j.LastError = true, "superseded"
+			err = a.store.putJob(ctx, j, a.now())
+		} else {
+			err = a.end(ctx, j, "superseded")
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// sameKey reports whether a rotation took up the trigger's version already, or a newer one: the KMS's current version
+// is meant, whatever a trigger names. Its pushes are then the trigger's as well. They stay in the outbox, where the new
+// rotation finds them by the key-backup version: withdrawn and made again, a target would get one key in two ciphertexts.
+func sameKey(j *job, trigger protocol.Trigger) bool {
+	newer, ordered := kms.NewerVersion(trigger.KMS.Version, j.KMSVersion)
+	return j.KMSVersion == trigger.KMS.Version || ordered && !newer
 }
 
 // end ends the work on a rotation, within InTxn: what the homeserver is not known to have of its pushes is withdrawn,

@@ -77,3 +77,22 @@ func TestATargetIsSupersededOnlyIfNothingOfItsPushWasTaken(t *testing.T) {
 		})
 	}
 }
+
+func TestWhichPushesOfAnOlderRotationStay(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		fetched, trigger string
+		stay             bool
+	}{
+		{"the older version's are withdrawn", "1", "2", false},
+		{"those of the trigger's own version stay: it was current when the older rotation fetched", "2", "2", true},
+		{"those of a version newer than the trigger's stay", "3", "2", true},
+		{"what fetched nothing has pushed nothing", "", "2", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if stay := sameKey(&job{KMSVersion: test.fetched}, protocol.Trigger{KMS: protocol.KMSRef{Version: test.trigger}}); stay != test.stay {
+				t.Errorf("stay is %t, want %t", stay, test.stay)
+			}
+		})
+	}
+}
