@@ -34,6 +34,7 @@ const (
 	DeviceRevoked        Action = "device.revoked"
 	RevocationQueued     Action = "device.revocation_queued"
 	RotationReassigned   Action = "rotation.reassigned"
+	DeviceWentBack       Action = "device.store_went_backwards"
 	MessageUndecryptable Action = "message.undecryptable"
 	MessageUnusable      Action = "message.unusable"
 	DatabaseRestored     Action = "database.restored"

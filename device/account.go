@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
 )
 
@@ -51,6 +53,10 @@ type Account struct {
 	now      func() time.Time
 	log      zerolog.Logger
 	work     chan struct{}
+	// run is the mark of this use of the store, without a count.
+	run protocol.StoreMark
+	// spoken is set once the first status of this run is queued.
+	spoken atomic.Bool
 }
 
 // Open opens the account's store and logs in, with the token that was kept or as the config says.
@@ -74,6 +80,9 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 	}
 	a := &Account{config: config, options: options, store: store, kms: reader, now: options.Now, work: make(chan struct{}, 1),
 		log: options.Log.With().Stringer("user", config.UserID).Logger()}
+	if err := a.beginRun(ctx); err != nil {
+		return nil, errors.Join(err, store.close())
+	}
 	if err := a.login(ctx, false); err != nil {
 		return nil, errors.Join(err, store.close())
 	}

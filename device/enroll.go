@@ -16,6 +16,11 @@ import (
 // Enroll pins the server that the code names, sends the code to its bot inside Olm, and waits for the answer. The
 // device must be cross-signed (Verify) before.
 func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
+	if _, still, err := a.store.standstill(ctx); err != nil {
+		return err
+	} else if still {
+		return errors.New(wayOut)
+	}
 	own, err := a.endpoint.RefreshOwnKeys(ctx)
 	if err != nil {
 		return err

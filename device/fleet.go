@@ -125,7 +125,15 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 	}
 	defer func() { _ = account.Close() }()
 	enrolled, err := account.Enrolled(ctx)
-	if err != nil || !enrolled {
+	still, stands, stillErr := account.store.standstill(ctx)
+	err = errors.Join(err, stillErr)
+	if stands && still.Told {
+		log.Error().Msg("The account stands still: " + wayOut)
+		_ = account.Close()
+		loop.Pause(ctx, time.Minute)
+		return
+	}
+	if err != nil || !enrolled && !stands {
 		log.Warn().Err(err).Msg("The account is not enrolled: run keyherald-device enroll")
 		_ = account.Close()
 		loop.Pause(ctx, 2*time.Second)
@@ -159,6 +167,11 @@ func Describe(ctx context.Context, path string) (map[string]any, error) {
 	var p pin
 	description["enrolled"] = json.Unmarshal([]byte(text), &p) == nil && p.Accepted
 	description["server"] = p.BotUserID
+	if _, still, err := store.standstill(ctx); err != nil {
+		return nil, err
+	} else if still {
+		description["stopped"] = wayOut
+	}
 	jobs, err := store.jobs(ctx, false)
 	if err != nil {
 		return nil, err

@@ -76,6 +76,11 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	if json.Unmarshal(message.Content, &trigger) != nil || trigger.Validate() != nil {
 		return fmt.Errorf("%w: %s", todevice.ErrUnusable, protocol.RejectedMalformed)
 	}
+	if own, err := a.mark(ctx); err != nil {
+		return err
+	} else if trigger.Reported != nil && own.Behind(*trigger.Reported) {
+		return a.standStill(ctx, standstill{Rotation: trigger.RotationID, Attempt: trigger.Attempt})
+	}
 	markText, err := a.store.get(ctx, "sequence")
 	if err != nil {
 		return err
@@ -169,8 +174,15 @@ func (a *Account) revoked(ctx context.Context, message *todevice.Message) error 
 	if !a.fromPinnedBot(message, p) {
 		return fmt.Errorf("%w: a revocation that is not the pinned bot's", todevice.ErrUnusable)
 	}
+	var word protocol.Revoked
+	if json.Unmarshal(message.Content, &word) == nil && word.Reason == string(protocol.StoreWentBackwards) {
+		return a.standStill(ctx, standstill{Told: true})
+	}
 	p.Accepted = false
-	return a.setPin(ctx, p)
+	if err := a.setPin(ctx, p); err != nil {
+		return err
+	}
+	return a.endAll(ctx, "revoked")
 }
 
 // receive keeps a pushed secret sealed until it can be compared with the current version, which takes HTTP and so

@@ -52,6 +52,20 @@ func (a *Account) supersede(ctx context.Context, trigger protocol.Trigger) error
 	return nil
 }
 
+// endAll ends the work on every open rotation.
+func (a *Account) endAll(ctx context.Context, why string) error {
+	jobs, err := a.store.jobs(ctx, true)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if err := a.end(ctx, j, why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sameKey reports whether a rotation took up the trigger's version already, or a newer one: the KMS's current version
 // is meant, whatever a trigger names. Its pushes are then the trigger's as well. They stay in the outbox, where the new
 // rotation finds them by the key-backup version: withdrawn and made again, a target would get one key in two ciphertexts.

@@ -80,6 +80,18 @@ var errLoggedOut = errors.New("the access token is not valid any more")
 // workOnce adopts what was received and goes on with the open rotations. What fails is tried again with growing
 // delay; what needs somebody's attention is reported once and looked at again all the same, since it may be mended.
 func (a *Account) workOnce(ctx context.Context) {
+	a.warn(ctx, a.confess(ctx), "The server could not be told that the store went back")
+	if enrolled, err := a.Enrolled(ctx); err != nil || !enrolled {
+		a.warn(ctx, err, "The pinned server could not be read")
+		return
+	}
+	if !a.spoken.Load() {
+		// Before any work of this run, and before a report of it moves an old ratchet.
+		if err := a.sendStatus(ctx); err != nil {
+			a.warn(ctx, err, "The status could not be sent")
+			return
+		}
+	}
 	a.warn(ctx, a.adopt(ctx), "A received key could not be compared with the key backup yet")
 	jobs, err := a.store.jobs(ctx, true)
 	if err != nil {

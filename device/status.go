@@ -11,7 +11,8 @@ import (
 	"github.com/keyherald/keyherald/todevice"
 )
 
-// sendStatus tells the server how things are now.
+// sendStatus tells the server how things are now. The first status of a run begins an Olm session: if the store was put
+// back to an earlier state, its ratchets were used before, and the server could not read what would tell it so.
 func (a *Account) sendStatus(ctx context.Context) error {
 	p, err := a.pin(ctx)
 	if err != nil || !p.Accepted {
@@ -25,13 +26,23 @@ func (a *Account) sendStatus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	claims, err := a.endpoint.Claim(ctx, false, bot)
+	claims, err := a.endpoint.Claim(ctx, !a.spoken.Load(), bot)
 	if err != nil {
 		return err
 	}
-	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+	err = a.endpoint.InTxn(ctx, func(ctx context.Context) (err error) {
+		if p, err := a.pin(ctx); err != nil || !p.Accepted {
+			return err
+		}
+		if status.Store, err = a.nextMark(ctx); err != nil {
+			return err
+		}
 		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: "status/" + status.ReportID.String(), To: bot, Type: protocol.TypeStatus.Type, Content: status}, claims)
 	})
+	if err == nil {
+		a.spoken.Store(true)
+	}
+	return err
 }
 
 func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {

@@ -112,8 +112,11 @@ func (a *Account) commit(ctx context.Context, j *job, report protocol.Progress) 
 }
 
 // report queues a progress report to the bot's device that sent the last trigger; there is an Olm session with it, so
-// no key is claimed. It must run inside InTxn. A stage of an attempt is reported once.
+// no key is claimed; none is sent any more when the enrollment has ended. It must run inside InTxn. A stage of an attempt is reported once.
 func (a *Account) report(ctx context.Context, progress protocol.Progress) error {
+	if p, err := a.pin(ctx); err != nil || !p.Accepted {
+		return err
+	}
 	text, err := a.store.get(ctx, "bot_keys")
 	if err != nil || text == "" {
 		return err
@@ -124,6 +127,9 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 	}
 	if progress.ReportID, err = uuid.NewV7(); err != nil {
 		return fmt.Errorf("making a report id: %w", err)
+	}
+	if progress.Store, err = a.nextMark(ctx); err != nil {
+		return err
 	}
 	progress.At = protocol.At(a.now())
 	key := fmt.Sprintf("report/%s/%d/%s", progress.RotationID, progress.Attempt, progress.Stage)

@@ -36,16 +36,18 @@ type Device struct {
 	EnrolledAt      time.Time
 	LastSeen        time.Time
 	Status          json.RawMessage
+	// WentBack devices were seen with an earlier state of their store: their keys are never trusted again.
+	WentBack bool
 }
 
-const deviceColumns = `id, user_id, device_id, identity_key, signing_key, master_key, name, software_version, state, enrolled_at, last_seen, COALESCE(status, 'null')`
+const deviceColumns = `id, user_id, device_id, identity_key, signing_key, master_key, name, software_version, state, enrolled_at, last_seen, COALESCE(status, 'null'), went_back_at IS NOT NULL`
 
 func scanDevice(row interface{ Scan(...any) error }) (Device, error) {
 	var d Device
 	var seen sql.NullTime
 	var status []byte
 	err := row.Scan(&d.ID, &d.UserID, &d.DeviceID, &d.IdentityKey, &d.SigningKey, &d.MasterKey, &d.Name, &d.SoftwareVersion,
-		&d.State, &d.EnrolledAt, &seen, &status)
+		&d.State, &d.EnrolledAt, &seen, &status, &d.WentBack)
 	d.LastSeen, d.Status = seen.Time, json.RawMessage(status)
 	return d, err
 }

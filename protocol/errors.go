@@ -15,6 +15,8 @@ const (
 	RejectedNotYetIssued ErrorCode = "not_yet_issued"
 	RejectedAction       ErrorCode = "action_not_supported"
 	RejectedMalformed    ErrorCode = "malformed"
+	// StoreWentBackwards also ends the device's enrollment: whoever sees it first, device or server, tells the other.
+	StoreWentBackwards ErrorCode = "store_went_backwards"
 )
 
 // Why a device needs somebody: the causes of needs_attention. All but carry_over_incomplete stop it before anything changed

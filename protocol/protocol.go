@@ -104,6 +104,7 @@ const (
 	RefusedProtocolVersion    Refusal = "protocol_version_not_served"
 	RefusedMalformed          Refusal = "malformed"
 	RefusedIdentityKeyChanged Refusal = "identity_key_changed"
+	RefusedStoreWentBack      Refusal = "store_went_backwards"
 )
 
 // Explain says in a sentence what the refusal means and what to do.
@@ -131,6 +132,8 @@ func (r Refusal) Explain() string {
 		return "the server does not serve this protocol version: update keyherald-device or the server"
 	case RefusedIdentityKeyChanged:
 		return "this device id was enrolled with other keys: revoke it first (keyherald devices revoke)"
+	case RefusedStoreWentBack:
+		return "this device's store went back to an earlier state: move it away, log the old device out, and enroll again, as a new login"
 	default:
 		return "the request was malformed: update keyherald-device"
 	}
@@ -155,7 +158,8 @@ type KMSRef struct {
 }
 
 // Trigger tells a device that the KMS holds a newer key. Sequence is above every earlier one of the same user and
-// secret; IssuedAt and ExpiresAt bound its life, with five minutes of skew allowed.
+// secret; IssuedAt and ExpiresAt bound its life, with five minutes of skew allowed. Reported is the highest mark the
+// server has seen from the device: one whose store is behind it does nothing any more.
 type Trigger struct {
 	RotationID uuid.UUID     `json:"rotation_id"`
 	Attempt    int           `json:"attempt"`
@@ -168,6 +172,7 @@ type Trigger struct {
 	Reason     string        `json:"reason,omitempty"`
 	IssuedAt   Millis        `json:"issued_at"`
 	ExpiresAt  Millis        `json:"expires_at"`
+	Reported   *StoreMark    `json:"reported,omitempty"`
 }
 
 // Skew is how far the two clocks may be apart before a trigger counts as expired or not yet issued.
@@ -198,7 +203,8 @@ type Cancel struct {
 	Reason     string    `json:"reason,omitempty"`
 }
 
-// Revoked tells a device that the server obeys it no more, and expects no obedience.
+// Revoked tells a device that the server obeys it no more, and expects no obedience. The reason store_went_backwards
+// means that the device may come back as a new login.
 type Revoked struct {
 	DeviceID id.DeviceID `json:"device_id"`
 	Reason   string      `json:"reason,omitempty"`
@@ -206,7 +212,7 @@ type Revoked struct {
 }
 
 // Progress is one report about an attempt. ReportID makes a repeated report harmless. A field that is nil says
-// nothing about its subject.
+// nothing about its subject. Store is missing in the reports of older devices.
 type Progress struct {
 	ReportID     uuid.UUID      `json:"report_id"`
 	RotationID   uuid.UUID      `json:"rotation_id"`
@@ -219,6 +225,7 @@ type Progress struct {
 	Deliveries   []Delivery     `json:"deliveries,omitempty"`
 	Error        *ErrorReport   `json:"error,omitempty"`
 	SequenceMark int64          `json:"sequence_mark,omitempty"`
+	Store        *StoreMark     `json:"store,omitempty"`
 	At           Millis         `json:"at"`
 }
 
@@ -320,6 +327,8 @@ func (p Progress) Validate() error {
 		return errors.New("attempt is below 1")
 	case p.Stage == "":
 		return errors.New("stage is missing")
+	case p.Store != nil && !p.Store.valid():
+		return errors.New("store is no mark")
 	}
 	switch p.RecoveryCopy {
 	case "", RecoveryCopyWritten, RecoveryCopyNone, RecoveryCopyStale:
@@ -350,7 +359,19 @@ type Status struct {
 	HighestSequence   int64        `json:"highest_sequence,omitempty"`
 	Drifted           *DriftReport `json:"drifted,omitempty"`
 	SoftwareVersion   string       `json:"software_version,omitempty"`
+	Store             *StoreMark   `json:"store,omitempty"`
 	At                Millis       `json:"at"`
+}
+
+// Validate reports the first field that cannot be right.
+func (s Status) Validate() error {
+	switch {
+	case s.ReportID == uuid.Nil:
+		return errors.New("report_id is missing")
+	case s.Store != nil && !s.Store.valid():
+		return errors.New("store is no mark")
+	}
+	return nil
 }
 
 // DriftReport tells that the world is not as Keyherald left it.

@@ -69,7 +69,7 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 			if err != nil {
 				return err
 			}
-			if err := e.takeAway(ctx, d); err != nil {
+			if err := e.takeAway(ctx, d, ""); err != nil {
 				return err
 			}
 			return e.db.Notify(ctx, WorkChannel, "")
@@ -78,8 +78,9 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 	return fmt.Errorf("%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
 }
 
-// takeAway makes the open rotations that a revoked device was working on due again: another device acts, or none.
-func (e *Engine) takeAway(ctx context.Context, d postgres.Device) error {
+// takeAway makes the open rotations that a device was working on due again, since it is enrolled no more: another device
+// acts, or none. The cause, if there is one, stands until a device accepts the rotation.
+func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol.ErrorCode) error {
 	open, err := e.db.Rotations(ctx, d.UserID, true)
 	if err != nil {
 		return err
@@ -96,7 +97,10 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device) error {
 		if !ok || r.Facts.State != rotation.Working || len(attempts) == 0 || attempts[len(attempts)-1].Device != d.ID {
 			continue
 		}
-		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Received, "", ""
+		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Received, cause, ""
+		if cause != "" {
+			r.NextAction = rotation.NextAction(cause)
+		}
 		if err := e.db.UpdateRotation(ctx, r, e.now()); err != nil {
 			return err
 		}
@@ -200,6 +204,9 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 	for _, d := range devices {
 		if d.DeviceID != request.DeviceID {
 			continue
+		}
+		if d.WentBack {
+			return none, protocol.RefusedStoreWentBack, nil
 		}
 		// The same device may enroll again with a fresh code, after its user's identity was reset. Other keys under its
 		// id are not it, and what was revoked stays so.

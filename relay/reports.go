@@ -19,6 +19,11 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	if err != nil || !first {
 		return err
 	}
+	if wentBack, err := s.marked(ctx, device, report.ReportID, report.Store); err != nil {
+		return err
+	} else if wentBack || report.Error != nil && report.Error.Code == protocol.StoreWentBackwards {
+		return s.wentBack(ctx, device, report.ReportID, report.Store, now)
+	}
 	if err := s.db.SawDevice(ctx, device.ID, now, nil); err != nil {
 		return err
 	}
@@ -110,6 +115,11 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	first, err := s.db.FirstReport(ctx, status.ReportID, uuid.NullUUID{}, device.ID, now)
 	if err != nil || !first {
 		return err
+	}
+	if wentBack, err := s.marked(ctx, device, status.ReportID, status.Store); err != nil {
+		return err
+	} else if wentBack {
+		return s.wentBack(ctx, device, status.ReportID, status.Store, now)
 	}
 	if err := s.db.SawDevice(ctx, device.ID, now, raw); err != nil {
 		return err

@@ -81,7 +81,7 @@ func (s *Session) Handle(ctx context.Context, message *todevice.Message) error {
 		return s.progress(ctx, device, report)
 	case protocol.TypeStatus.Type:
 		var status protocol.Status
-		if json.Unmarshal(message.Content, &status) != nil || status.ReportID == uuid.Nil {
+		if json.Unmarshal(message.Content, &status) != nil || status.Validate() != nil {
 			return s.unusable(ctx, message, "malformed_status")
 		}
 		return s.status(ctx, device, status, message.Content)

@@ -157,6 +157,10 @@ func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid
 	if err != nil {
 		return err
 	}
+	marks, err := s.db.HighestMarks(ctx, deviceIDs(chosen))
+	if err != nil {
+		return err
+	}
 	now := s.now()
 	batch := newTriggers(now)
 	for _, r := range locked {
@@ -165,7 +169,7 @@ func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid
 		switch {
 		case !due || r.Held:
 		case ok && enrolled(devices[r.UserID], c.device.ID):
-			batch.add(r, c, len(attempts[r.ID])+1, excluded(devices[r.UserID]))
+			batch.add(r, c, len(attempts[r.ID])+1, excluded(devices[r.UserID]), marks[c.device.ID])
 		case !ok && r.Facts.State == rotation.Received:
 			batch.wait(r)
 		}
@@ -192,11 +196,19 @@ func enrolled(devices []postgres.Device, key uuid.UUID) bool {
 	return false
 }
 
-// excluded are the user's revoked devices: they must not get the next key.
+func deviceIDs(chosen map[uuid.UUID]choice) []uuid.UUID {
+	keys := make([]uuid.UUID, 0, len(chosen))
+	for _, c := range chosen {
+		keys = append(keys, c.device.ID)
+	}
+	return keys
+}
+
+// excluded are the user's devices that must not get the next key: the revoked, and those whose store may be in two places.
 func excluded(devices []postgres.Device) []id.DeviceID {
 	var revoked []id.DeviceID
 	for _, d := range devices {
-		if d.State == postgres.Revoked {
+		if d.State == postgres.Revoked || d.WentBack {
 			revoked = append(revoked, d.DeviceID)
 		}
 	}
@@ -215,12 +227,13 @@ type trigger struct {
 	choice   choice
 	attempt  postgres.Attempt
 	exclude  []id.DeviceID
+	reported *protocol.StoreMark
 }
 
 func newTriggers(now time.Time) *triggers { return &triggers{now: now} }
 
-func (b *triggers) add(r postgres.Rotation, c choice, number int, exclude []id.DeviceID) {
-	b.triggers = append(b.triggers, trigger{r, c, postgres.Attempt{RotationID: r.ID, Number: number, Device: c.device.ID}, exclude})
+func (b *triggers) add(r postgres.Rotation, c choice, number int, exclude []id.DeviceID, reported *protocol.StoreMark) {
+	b.triggers = append(b.triggers, trigger{r, c, postgres.Attempt{RotationID: r.ID, Number: number, Device: c.device.ID}, exclude, reported})
 }
 
 func (b *triggers) wait(r postgres.Rotation) { b.waiting = append(b.waiting, r) }
@@ -253,7 +266,7 @@ func (t trigger) message(now time.Time) todevice.Outgoing {
 		Type: protocol.TypeTrigger.Type,
 		Content: protocol.Trigger{
 			RotationID: r.ID, Attempt: t.attempt.Number, Sequence: t.attempt.Sequence, UserID: r.UserID, Secret: r.Secret, Action: protocol.ActionPush,
-			KMS: r.KMS, Exclude: t.exclude, IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife)),
+			KMS: r.KMS, Exclude: t.exclude, IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife)), Reported: t.reported,
 		},
 	}
 }
@@ -279,6 +292,9 @@ func (b *triggers) keep(ctx context.Context, db *postgres.DB) error {
 	}
 	for _, r := range b.waiting {
 		next := "admin: enroll a managed device of this user (keyherald enroll --user " + string(r.UserID) + ")"
+		if r.Facts.Attention == protocol.StoreWentBackwards {
+			next = rotation.NextAction(r.Facts.Attention)
+		}
 		if err := db.MoveRotations(ctx, []uuid.UUID{r.ID}, rotation.WaitingForEnrollment, next, b.now); err != nil {
 			return err
 		}

@@ -62,7 +62,7 @@ func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error 
 		if err != nil {
 			return err
 		}
-		if err := s.takeAway(ctx, d); err != nil {
+		if err := s.takeAway(ctx, d, ""); err != nil {
 			return err
 		}
 		return s.db.Notify(ctx, WorkChannel, "")

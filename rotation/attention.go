@@ -30,6 +30,7 @@ var attentions = []Attention{
 	{protocol.RejectedExpired, "admin", "the trigger came after its expiry: check the clocks of server and device, then rotate again"},
 	{protocol.RejectedNotYetIssued, "operator", "the trigger comes from the future: check the clocks of server and device"},
 	{protocol.RejectedAction, "operator", "the device does not know this action: update keyherald-device"},
+	{protocol.StoreWentBackwards, "operator", "the managed device's store went back to an earlier state (a restored snapshot or backup, or a copy), so the device is enrolled no more: stop it, move its store (its .db file and those beside it with the same name) away, log its old device out of the user's account, and enroll it again with a new code (keyherald enroll), which logs it in as a new device; a store that was copied and not restored is a leak: rotate"},
 }
 
 // Attentions returns the table of causes, in its order.
