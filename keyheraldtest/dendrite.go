@@ -131,6 +131,9 @@ func (d *Dendrite) Start(ctx context.Context) error {
 func (d *Dendrite) Kill() error {
 	err := d.cmd.Process.Kill()
 	<-d.done
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
 	return err
 }
 

@@ -128,6 +128,9 @@ func (p *Postgres) launch(program string) error {
 func (p *Postgres) Kill() error {
 	err := p.cmd.Process.Kill()
 	<-p.done
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
 	return err
 }
 
