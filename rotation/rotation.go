@@ -39,8 +39,8 @@ func (s State) Ended() bool {
 
 // transitions are the moves that exist; Allowed asks this table.
 var transitions = map[State][]State{
-	Received:             {WaitingForEnrollment, Working, Superseded, TimedOut, Cancelled},
-	WaitingForEnrollment: {Working, Superseded, TimedOut, Cancelled},
+	Received:             {WaitingForEnrollment, Working, Done, Superseded, TimedOut, Cancelled},
+	WaitingForEnrollment: {Working, Done, Superseded, TimedOut, Cancelled},
 	// Back to Received when its device was revoked, or somebody asks for another attempt.
 	Working: {Received, WaitingForEnrollment, Done, Failed, Superseded, TimedOut, Cancelled},
 	// By a retry alone.
@@ -108,7 +108,13 @@ func Apply(facts Facts, report protocol.Progress) Facts {
 	if facts.State.Ended() || report.Stage == protocol.StageWithdrawn {
 		return facts
 	}
-	facts.State = Working
+	if facts.State != Working {
+		// Another attempt is due: what an older one reports late must not pass for its answer, unless it is the end.
+		if facts.complete() {
+			facts.State, facts.Attention = Done, ""
+		}
+		return facts
+	}
 	switch report.Stage {
 	case protocol.StageNeedsAttention:
 		facts.Attention = codeOf(report)

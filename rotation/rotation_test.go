@@ -59,6 +59,10 @@ func TestApply(t *testing.T) {
 		{"a report after the end does not bring it back", Facts{State: Superseded}, attention, Facts{State: Superseded}},
 		{"a withdrawal after the end changes nothing", Facts{State: Superseded, Stage: protocol.StageFetched}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Superseded, Stage: protocol.StageFetched}},
 		{"a withdrawal that comes after a retry does not undo it", Facts{State: Received}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Received}},
+		{"a late report of an older attempt does not pass for the retry's answer", Facts{State: Received}, protocol.Progress{Stage: protocol.StageFetched}, Facts{State: Received, Stage: protocol.StageFetched}},
+		{"nor does its trouble", Facts{State: Received}, attention, Facts{State: Received}},
+		{"but the end is the end", Facts{State: Received, BackupVersion: "2", RecoveryCopy: protocol.RecoveryCopyWritten, CarryComplete: true},
+			protocol.Progress{Stage: protocol.StagePushed}, Facts{State: Done, Stage: protocol.StagePushed, BackupVersion: "2", RecoveryCopy: protocol.RecoveryCopyWritten, CarryComplete: true, Pushed: true}},
 		{"a withdrawal mends nothing", Facts{State: Working, Attention: protocol.RejectedKMS}, protocol.Progress{Stage: protocol.StageWithdrawn}, Facts{State: Working, Attention: protocol.RejectedKMS}},
 		{"a rejection needs somebody", Facts{State: Working}, protocol.Progress{Stage: protocol.StageRejected, Error: &protocol.ErrorReport{Code: protocol.RejectedKMS}}, Facts{State: Working, Attention: protocol.RejectedKMS}},
 	}
