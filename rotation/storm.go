@@ -3,7 +3,7 @@ package rotation
 import "time"
 
 // StormLimit is how many users' keys may change within StormWindow before further users' rotations are held until an
-// admin releases them: Percent of the users with a managed device, or Users, whichever is more.
+// admin releases them: Percent of the users with a managed device, or Users, whichever is more. 100 percent holds nobody.
 type StormLimit struct {
 	Percent int `yaml:"percent"`
 	Users   int `yaml:"users"`
@@ -18,5 +18,8 @@ const StormWindow = time.Hour
 // Holds reports whether a change of one more user is held: changed users were let through within the window, of
 // enrolled users altogether.
 func (l StormLimit) Holds(changed, enrolled int) bool {
-	return changed >= max(l.Users, enrolled*l.Percent/100)
+	return !l.Off() && changed >= max(l.Users, enrolled*l.Percent/100)
 }
+
+// Off reports whether nobody is ever held, so that nothing needs to be counted.
+func (l StormLimit) Off() bool { return l.Percent >= 100 }

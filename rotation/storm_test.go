@@ -15,6 +15,7 @@ func TestWhenAStormIsHeld(t *testing.T) {
 		{"two percent of a large company go", DefaultStormLimit(), 199, 10_000, false},
 		{"and no more", DefaultStormLimit(), 200, 10_000, true},
 		{"with all percents nothing is held", StormLimit{Percent: 100, Users: 20}, 9_999, 10_000, false},
+		{"nor where users without a device are counted", StormLimit{Percent: 100, Users: 20}, 11_000, 10_000, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if held := test.limit.Holds(test.changed, test.enrolled); held != test.held {

@@ -18,6 +18,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/rotation"
 )
 
 const intakeRound = 2 * time.Second
@@ -106,7 +107,8 @@ func newDatabase(ctx context.Context, cluster *keyheraldtest.Postgres) (database
 }
 
 func newEngine(db *postgres.DB) (*relay.Engine, error) {
-	return relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})
+	// Every sender is another user, and pgbench holds nothing.
+	return relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x", Storm: rotation.StormLimit{Percent: 100}})
 }
 
 // receiving is the intake as the program serves it, over HTTP on the loopback, and what sends to it.
