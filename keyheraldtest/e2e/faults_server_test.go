@@ -3,6 +3,7 @@ package e2e
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 )
@@ -69,6 +70,10 @@ func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), restart *p
 		w.checkAll(t, w.rotate(t))
 	}
 	// A status may come when the rotation is over, and so its fault.
-	<-struck
+	select {
+	case <-struck:
+	case <-time.After(time.Minute):
+		t.Fatalf("the fault fired and struck nobody: %v", w.faults.Points())
+	}
 	w.tend(t)
 }

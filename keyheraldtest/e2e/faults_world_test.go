@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"path"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -56,18 +57,22 @@ type faulty struct {
 	struck  chan struct{}
 }
 
-// program is what an operator would start again: the server, or the device.
+// program is what an operator would start again: the server, or the device. done is closed when it has ended, with err
+// as its end; it stays so until the next start.
 type program struct {
 	cancel context.CancelFunc
-	done   chan error
+	done   chan struct{}
+	err    error
 	start  func()
 }
 
 // running runs loops until the program is cancelled; at ends come after them.
 func (p *program) running(t *testing.T, ends func() error, loops ...func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	p.cancel, p.done = cancel, make(chan error, 1)
+	done := make(chan struct{})
+	p.cancel, p.done, p.err = cancel, done, nil
 	go func() {
+		defer close(done)
 		var all sync.WaitGroup
 		errs := make([]error, len(loops))
 		for i, loop := range loops {
@@ -78,14 +83,20 @@ func (p *program) running(t *testing.T, ends func() error, loops ...func(ctx con
 			})
 		}
 		all.Wait()
-		p.done <- errors.Join(append(errs, ends())...)
+		p.err = errors.Join(append(errs, ends())...)
 	}()
 }
 
 func (p *program) stop(t *testing.T) {
 	t.Helper()
 	p.cancel()
-	check(t, <-p.done)
+	select {
+	case <-p.done:
+		check(t, p.err)
+	case <-time.After(time.Minute):
+		stacks := make([]byte, 1<<20)
+		t.Fatalf("a program did not end within a minute of its cancellation:\n%s", stacks[:runtime.Stack(stacks, true)])
+	}
 }
 
 func newFaulty(t *testing.T) *faulty {
