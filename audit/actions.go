@@ -41,4 +41,12 @@ const (
 	DeviceGreeted        Action = "device.greeted"
 	BotLogin             Action = "bot.login"
 	LeaseTaken           Action = "bot.lease_taken"
+	SigningKeysChanged   Action = "audit.signing_keys_changed"
+	SealingStopped       Action = "audit.sealing_stopped"
+	SealingResumed       Action = "audit.sealing_resumed"
+	LossAccepted         Action = "audit.loss_accepted"
+	EventMissing         Action = "audit.event_missing"
+	DetailRedacted       Action = "audit.redacted"
+	LogRead              Action = "audit.read"
+	LogExported          Action = "audit.exported"
 )

@@ -145,6 +145,11 @@ func Words[T ~string](key string, values []T) Field {
 // Counts is a count by word.
 func Counts[T ~string](key string, counts map[T]int) Field { return Field{key, counts} }
 
+// Hash is a SHA-256, in base64.
+func Hash(key string, sum [32]byte) Field {
+	return Field{key, base64.StdEncoding.EncodeToString(sum[:])}
+}
+
 // Fingerprint names a public key by the first half of its SHA-256, in hex.
 func Fingerprint[T ~string](key string, publicKey T) Field {
 	sum := sha256.Sum256([]byte(publicKey))

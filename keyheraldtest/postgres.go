@@ -21,6 +21,8 @@ import (
 	"time"
 
 	_ "github.com/lib/pq" // the driver "postgres"
+
+	"github.com/keyherald/keyherald/postgres"
 )
 
 // Postgres is a private cluster in a temporary directory. As root it runs as the user postgres or nobody.
@@ -35,9 +37,14 @@ type Postgres struct {
 
 // Database is a fresh database with roles of its own.
 type Database struct {
-	Name                                      string
-	Owner, Writer, Auditor                    string
-	SuperURL, OwnerURL, WriterURL, AuditorURL string
+	Name                                                 string
+	Owner, Writer, Signer, Auditor                       string
+	SuperURL, OwnerURL, WriterURL, SignerURL, AuditorURL string
+}
+
+// Roles are the roles as Migrate grants to them.
+func (d *Database) Roles() postgres.Roles {
+	return postgres.Roles{Writer: d.Writer, Signer: d.Signer, Auditor: d.Auditor}
 }
 
 // StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
@@ -193,18 +200,18 @@ func (p *Postgres) url(role, database string) string {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", role, p.port, database)
 }
 
-// NewDatabase makes a database with an owner, a writer and an auditor role of its own.
+// NewDatabase makes a database with an owner, a writer, a signer and an auditor role of its own.
 func (p *Postgres) NewDatabase(ctx context.Context) (*Database, error) {
 	raw := make([]byte, 6)
 	if _, err := rand.Read(raw); err != nil {
 		return nil, err
 	}
 	name := "k" + hex.EncodeToString(raw)
-	d := &Database{Name: name, Owner: name + "_owner", Writer: name + "_writer", Auditor: name + "_auditor"}
+	d := &Database{Name: name, Owner: name + "_owner", Writer: name + "_writer", Signer: name + "_signer", Auditor: name + "_auditor"}
 	d.SuperURL, d.OwnerURL = p.url("postgres", name), p.url(d.Owner, name)
-	d.WriterURL, d.AuditorURL = p.url(d.Writer, name), p.url(d.Auditor, name)
+	d.WriterURL, d.SignerURL, d.AuditorURL = p.url(d.Writer, name), p.url(d.Signer, name), p.url(d.Auditor, name)
 	if err := execAll(ctx, p.url("postgres", "postgres"), "CREATE ROLE "+d.Owner+" LOGIN", "CREATE ROLE "+d.Writer+" LOGIN",
-		"CREATE ROLE "+d.Auditor+" LOGIN", "CREATE DATABASE "+name+" OWNER "+d.Owner); err != nil {
+		"CREATE ROLE "+d.Signer+" LOGIN", "CREATE ROLE "+d.Auditor+" LOGIN", "CREATE DATABASE "+name+" OWNER "+d.Owner); err != nil {
 		return nil, err
 	}
 	return d, execAll(ctx, d.SuperURL, "ALTER SCHEMA public OWNER TO "+d.Owner)

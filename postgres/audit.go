@@ -14,14 +14,20 @@ import (
 
 // Append writes events into the log, in the transaction of their effects.
 func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
+	_, err := db.AppendAll(ctx, events)
+	return err
+}
+
+// AppendAll is Append, and returns the events' ids.
+func (db *DB) AppendAll(ctx context.Context, events []audit.Event) ([]uuid.UUID, error) {
 	if len(events) == 0 {
-		return nil
+		return nil, nil
 	}
 	ids, bodies, salts, details := make([]uuid.UUID, len(events)), make([][]byte, len(events)), make([][]byte, len(events)), make([][]byte, len(events))
 	for i, event := range events {
 		sealed, err := event.Seal()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ids[i], bodies[i], salts[i], details[i] = sealed.ID, sealed.Body, sealed.Salt, sealed.Detail
 	}
@@ -30,9 +36,9 @@ func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
 		INSERT INTO audit_detail (event_id, salt, detail) SELECT id, salt, detail FROM fresh`,
 		pq.Array(ids), pq.Array(bodies), pq.Array(salts), pq.Array(details))
 	if err != nil {
-		return fmt.Errorf("appending to the audit log: %w", err)
+		return nil, fmt.Errorf("appending to the audit log: %w", err)
 	}
-	return nil
+	return ids, nil
 }
 
 // LogLine is an event as people read it.

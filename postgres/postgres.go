@@ -2,7 +2,7 @@
 // the bot's lease, and the audit log, each effect in one transaction with its audit event. The Olm state and the inbox
 // and outbox (package todevice) live in the same database, so that they join these transactions.
 //
-// Two roles: the owner runs Migrate and nothing else; the writer serves, and cannot change the schema or the log.
+// The roles are told in roles.go: the owner migrates, the writer serves, the signer seals the log, the auditor reads it.
 package postgres
 
 import (
@@ -66,12 +66,6 @@ func (db *DB) schemas() []*dbutil.Database {
 	return append([]*dbutil.Database{db.Database}, todevice.Databases(db.Database)...)
 }
 
-// Roles are the database roles that Migrate grants to.
-type Roles struct {
-	Writer  string `yaml:"writer"`
-	Auditor string `yaml:"auditor"`
-}
-
 // Migrate brings every schema up to date and grants the roles what they need. It must run as the owner of the
 // database's public schema; it is safe to repeat.
 func (db *DB) Migrate(ctx context.Context, roles Roles) error {
@@ -88,33 +82,6 @@ func (db *DB) Migrate(ctx context.Context, roles Roles) error {
 		return fmt.Errorf("running River's migrations: %w", err)
 	}
 	return db.grant(ctx, roles)
-}
-
-func (db *DB) grant(ctx context.Context, roles Roles) error {
-	var statements []string
-	if roles.Writer != "" {
-		writer := pq.QuoteIdentifier(roles.Writer)
-		statements = append(statements,
-			"GRANT USAGE ON SCHEMA public TO "+writer,
-			"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+writer,
-			"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO "+writer,
-			"REVOKE UPDATE, DELETE ON audit_event, audit_detail, audit_log FROM "+writer,
-			"REVOKE INSERT, UPDATE, DELETE ON keyherald_version, crypto_version, todevice_version, river_migration FROM "+writer,
-		)
-	}
-	if roles.Auditor != "" {
-		auditor := pq.QuoteIdentifier(roles.Auditor)
-		statements = append(statements,
-			"GRANT USAGE ON SCHEMA public TO "+auditor,
-			"GRANT SELECT ON audit_event, audit_detail, audit_log TO "+auditor,
-		)
-	}
-	for _, statement := range statements {
-		if _, err := db.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("granting rights (%s): %w; does the role exist? CREATE ROLE … LOGIN makes one", statement, err)
-		}
-	}
-	return nil
 }
 
 // ErrSchema means that the schema is not the one this program was built for.
@@ -149,27 +116,6 @@ func checkVersion(ctx context.Context, schema *dbutil.Database) error {
 		return fmt.Errorf("%w: %s is at v%d and v%d is needed: run `keyherald migrate` as the owner", ErrSchema, schema.VersionTable, have, want)
 	case have > want:
 		return fmt.Errorf("%w: %s is at v%d, newer than v%d: run the newer keyherald", ErrSchema, schema.VersionTable, have, want)
-	}
-	return nil
-}
-
-// CheckWriter fails unless this connection's role may append to the audit log and may neither change it nor the schema.
-func (db *DB) CheckWriter(ctx context.Context) error {
-	var role string
-	var super, appends, changes, creates bool
-	err := db.QueryRow(ctx, `SELECT current_user, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
-		has_table_privilege('audit_event', 'INSERT'),
-		has_table_privilege('audit_event', 'UPDATE') OR has_table_privilege('audit_event', 'DELETE') OR has_table_privilege('audit_event', 'TRUNCATE'),
-		has_schema_privilege('public', 'CREATE')`).Scan(&role, &super, &appends, &changes, &creates)
-	switch {
-	case err != nil:
-		return fmt.Errorf("reading the role's rights: %w", err)
-	case super:
-		return fmt.Errorf("%s is a superuser", role)
-	case changes || creates:
-		return fmt.Errorf("%s could change the audit log or the schema: it is no writer", role)
-	case !appends:
-		return fmt.Errorf("%s may not append to the audit log", role)
 	}
 	return nil
 }

@@ -109,8 +109,13 @@ func (db *DB) LastEvent(ctx context.Context) (key uuid.UUID, at time.Time, err e
 	} else if err != nil {
 		return key, at, fmt.Errorf("reading the newest audit event: %w", err)
 	}
+	return key, timeOf(key), nil
+}
+
+// timeOf is when a UUIDv7 was made, to the millisecond.
+func timeOf(key uuid.UUID) time.Time {
 	seconds, nanoseconds := key.Time().UnixTime()
-	return key, time.Unix(seconds, nanoseconds).UTC(), nil
+	return time.Unix(seconds, nanoseconds).UTC()
 }
 
 // HasEvent reports whether the audit log has an event.

@@ -89,7 +89,7 @@ func newDatabase(ctx context.Context, cluster *keyheraldtest.Postgres) (database
 	if err != nil {
 		return database{}, err
 	}
-	if err := errors.Join(owner.Migrate(ctx, postgres.Roles{Writer: made.Writer, Auditor: made.Auditor}), owner.Close()); err != nil {
+	if err := errors.Join(owner.Migrate(ctx, made.Roles()), owner.Close()); err != nil {
 		return database{}, err
 	}
 	db, err := postgres.Open(ctx, made.WriterURL)

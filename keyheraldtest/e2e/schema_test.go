@@ -25,7 +25,7 @@ func TestASchemaThatDoesNotFitIsRefusedWithWhatToDo(t *testing.T) {
 			check(t, err)
 			t.Cleanup(func() { _ = owner.Close() })
 			if test.change != "" {
-				check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
+				check(t, owner.Migrate(ctx, database.Roles()))
 				_, err = owner.Exec(ctx, test.change)
 				check(t, err)
 			}

@@ -136,7 +136,7 @@ func newDatabase(t *testing.T) (writer, owner *postgres.DB, database *keyheraldt
 	owner, err = postgres.Open(ctx, database.OwnerURL)
 	check(t, err)
 	t.Cleanup(func() { _ = owner.Close() })
-	check(t, owner.Migrate(ctx, postgres.Roles{Writer: database.Writer, Auditor: database.Auditor}))
+	check(t, owner.Migrate(ctx, database.Roles()))
 	writer, err = postgres.Open(ctx, database.WriterURL)
 	check(t, err)
 	t.Cleanup(func() { _ = writer.Close() })

@@ -1,0 +1,119 @@
+// Package sink is the places outside the database where the audit log's checkpoints go: a directory (local, or shared by
+// all replicas) and an S3-compatible store, which can be read back; a file that grows, standard output, syslog and a
+// webhook, which cannot.
+//
+// A checkpoint is public: it says how long the log is and what its root is, and nothing of what is in it.
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/keyherald/keyherald/audit/checkpoint"
+)
+
+// Directory keeps the newest checkpoint as the file `latest`, and one a day for good under epoch and date. A replica
+// that was paused may come late with an older one, so what is there is looked at first.
+type Directory struct {
+	name, path string
+	keys       checkpoint.Keys
+}
+
+// NewDirectory makes the sink; the directory is made where it is missing.
+func NewDirectory(name, path string, keys checkpoint.Keys) (*Directory, error) {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, fmt.Errorf("making the directory of checkpoints: %w", err)
+	}
+	return &Directory{name, path, keys}, nil
+}
+
+// Name implements signer.Sink.
+func (d *Directory) Name() string { return d.name }
+
+const latest = "latest"
+
+// Newest implements signer.Memory.
+func (d *Directory) Newest(context.Context) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(d.path, latest))
+	if errors.Is(err, fs.ErrNotExist) {
+		// A share that is not mounted looks like an empty directory: the mark tells them apart.
+		if _, err := os.Stat(filepath.Join(d.path, mark)); err == nil {
+			return "", fmt.Errorf("%s is gone, though checkpoints were written here", filepath.Join(d.path, latest))
+		}
+		return "", nil
+	}
+	return string(raw), err
+}
+
+// mark is written before the first checkpoint.
+const mark = "keyherald-checkpoints"
+
+// Publish implements signer.Sink.
+func (d *Directory) Publish(ctx context.Context, c checkpoint.Signed) error {
+	present, err := d.Newest(ctx)
+	if err != nil {
+		return err
+	}
+	if older, err := olderThan(d.keys, present, c); err != nil || !older {
+		return err
+	}
+	daily := dailyName(c)
+	for _, name := range []string{mark, daily, latest} {
+		content := c.Note
+		if name == mark {
+			content = d.keys.Name + "\n"
+		}
+		if err := replace(filepath.Join(d.path, name), content); err != nil {
+			return fmt.Errorf("writing the checkpoint %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// dailyName is where a day's last checkpoint is kept for good.
+func dailyName(c checkpoint.Signed) string {
+	return fmt.Sprintf("epoch-%d-%s", c.Epoch, c.At.UTC().Format("2006-01-02"))
+}
+
+// olderThan reports whether what a sink has is older than c. What is not a checkpoint of this log is an error: it must
+// not be written over.
+func olderThan(keys checkpoint.Keys, present string, c checkpoint.Signed) (bool, error) {
+	if strings.TrimSpace(present) == "" {
+		return true, nil
+	}
+	known, err := checkpoint.Open(keys.Name, present, keys.Verifiers)
+	if err != nil {
+		return false, err
+	}
+	return known.Compare(c.Checkpoint) < 0, nil
+}
+
+// replace writes a file so that a crash leaves the old one or the new one. The temporary name is the writer's own, since
+// replicas may share the directory.
+func replace(path, content string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDirectory(filepath.Dir(path))
+}
+
+func syncDirectory(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
