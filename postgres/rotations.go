@@ -24,22 +24,25 @@ type Rotation struct {
 	Source     string
 	Facts      rotation.Facts
 	NextAction string
-	// Held rotations wait for an admin's release: too many users changed at once.
-	Held      bool
+	// Held rotations wait, for an admin's release or until the audit log is signed again: HeldFor says what for.
+	Held    bool
+	HeldFor rotation.Hold
+	// Reason is why the key was rotated, where that is known: empty for a plain change.
+	Reason    rotation.Reason
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	EndedAt   time.Time
 }
 
 const rotationColumns = `id, user_id, secret, kms, path, version, source, state, stage, backup_version, recovery_copy,
-	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held`
+	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held, held_for, reason`
 
 func scanRotation(row interface{ Scan(...any) error }) (Rotation, error) {
 	var r Rotation
 	var ended sql.NullTime
 	err := row.Scan(&r.ID, &r.UserID, &r.Secret, &r.KMS.Name, &r.KMS.Path, &r.KMS.Version, &r.Source, &r.Facts.State, &r.Facts.Stage,
 		&r.Facts.BackupVersion, &r.Facts.RecoveryCopy, &r.Facts.CarryComplete, &r.Facts.Pushed, &r.Facts.Attention, &r.Facts.Failure,
-		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held)
+		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held, &r.HeldFor, &r.Reason)
 	r.EndedAt = ended.Time
 	return r, err
 }
@@ -111,10 +114,10 @@ func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
 	if len(rotations) == 0 {
 		return nil
 	}
-	var columns [9][]string
+	var columns [11][]string
 	created, ended, held := make([]time.Time, len(rotations)), make([]sql.NullTime, len(rotations)), make([]bool, len(rotations))
 	for i, r := range rotations {
-		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction} {
+		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction, string(r.HeldFor), string(r.Reason)} {
 			columns[c] = append(columns[c], value)
 		}
 		held[i] = r.Held
@@ -124,10 +127,11 @@ func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
 	for _, column := range columns {
 		args = append(args, pq.Array(column))
 	}
-	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, created_at, updated_at, ended_at, held)
-		SELECT id, user_id, secret, kms, path, version, source, state, next_action, created_at, created_at, ended_at, held FROM unnest(
-			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::boolean[])
-			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, created_at, ended_at, held)`,
+	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, updated_at, ended_at, held)
+		SELECT id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, created_at, ended_at, held FROM unnest(
+			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+			$12::timestamptz[], $13::timestamptz[], $14::boolean[])
+			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, ended_at, held)`,
 		append(args, pq.Array(created), pq.Array(ended), pq.Array(held))...)
 	if err != nil {
 		return fmt.Errorf("keeping rotations: %w", err)

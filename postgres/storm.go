@@ -4,17 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/rotation"
 )
 
 // ChangedUsers counts the users whose rotations were let through since then, and says which of those named are among
 // them or were released. Held rotations do not count, so the count stays near the limit.
 func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.UserID) (changed int, through map[id.UserID]bool, err error) {
-	rows, err := db.Query(ctx, `SELECT DISTINCT user_id FROM rotation WHERE created_at > $1 AND NOT held AND user_id = ANY($2)`, since, pq.Array(users))
+	rows, err := db.Query(ctx, `SELECT DISTINCT user_id FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND user_id = ANY($2)`, since, pq.Array(users))
 	if err != nil {
 		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
 	}
@@ -30,7 +33,7 @@ func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.User
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
 	}
-	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND NOT held AND released_at IS NULL`, since).Scan(&changed)
+	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND released_at IS NULL`, since).Scan(&changed)
 	if err != nil {
 		return 0, nil, fmt.Errorf("counting the users whose keys changed: %w", err)
 	}
@@ -51,13 +54,47 @@ func (db *DB) ReleaseRotations(ctx context.Context, keys []uuid.UUID, at time.Ti
 	if err != nil {
 		return nil, err
 	}
-	released := make([]uuid.UUID, len(held))
-	for i, r := range held {
-		released[i] = r.ID
-	}
-	_, err = db.Exec(ctx, `UPDATE rotation SET held = false, released_at = $2, next_action = '', updated_at = $2 WHERE id = ANY($1)`, pq.Array(released), at)
+	_, err = db.Exec(ctx, `UPDATE rotation SET held = false, held_for = '', released_at = $2, next_action = '', updated_at = $2 WHERE id = ANY($1)`, pq.Array(keysOf(held)), at)
 	if err != nil {
 		return nil, fmt.Errorf("releasing rotations: %w", err)
 	}
 	return held, nil
+}
+
+// HoldUntriggered holds the rotations that no device was triggered for yet, but those that are urgent or were released
+// before, and returns them.
+func (db *DB) HoldUntriggered(ctx context.Context, hold rotation.Hold, nextAction string, at time.Time) ([]Rotation, error) {
+	free, err := db.rotations(ctx, `r.state IN ('received', 'waiting_for_enrollment') AND r.ended_at IS NULL AND NOT r.held AND r.released_at IS NULL
+		AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.rotation_id = r.id) ORDER BY r.id FOR UPDATE SKIP LOCKED`)
+	if err != nil {
+		return nil, err
+	}
+	free = slices.DeleteFunc(free, func(r Rotation) bool { return r.Reason.Urgent() })
+	_, err = db.Exec(ctx, `UPDATE rotation SET held = true, held_for = $2, next_action = $3, updated_at = $4 WHERE id = ANY($1)`,
+		pq.Array(keysOf(free)), hold, nextAction, at)
+	if err != nil {
+		return nil, fmt.Errorf("holding rotations: %w", err)
+	}
+	return free, nil
+}
+
+// ReleaseHeldFor lets go every rotation that is held for this, and returns them.
+func (db *DB) ReleaseHeldFor(ctx context.Context, hold rotation.Hold, at time.Time) ([]Rotation, error) {
+	held, err := db.rotations(ctx, `r.held_for = $1 AND r.held AND r.ended_at IS NULL ORDER BY r.id FOR UPDATE`, hold)
+	if err != nil || len(held) == 0 {
+		return nil, err
+	}
+	_, err = db.Exec(ctx, `UPDATE rotation SET held = false, held_for = '', next_action = '', updated_at = $2 WHERE id = ANY($1)`, pq.Array(keysOf(held)), at)
+	if err != nil {
+		return nil, fmt.Errorf("releasing rotations: %w", err)
+	}
+	return held, nil
+}
+
+func keysOf(rotations []Rotation) []uuid.UUID {
+	keys := make([]uuid.UUID, len(rotations))
+	for i, r := range rotations {
+		keys[i] = r.ID
+	}
+	return keys
 }

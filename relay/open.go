@@ -21,6 +21,7 @@ type Change struct {
 	UserID id.UserID
 	Secret string
 	KMS    protocol.KMSRef
+	Reason rotation.Reason
 }
 
 func (c Change) place() postgres.Place {
@@ -108,7 +109,7 @@ func (o *opening) take(change Change) (uuid.UUID, error) {
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("making a rotation id: %w", err)
 	}
-	fresh := &postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source,
+	fresh := &postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source, Reason: change.Reason,
 		Facts: rotation.Facts{State: rotation.Received}, CreatedAt: o.now}
 	late := false
 	for _, other := range others {

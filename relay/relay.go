@@ -28,8 +28,10 @@ type Config struct {
 	AckTimeout time.Duration
 	// Storm is beyond how many changed users rotations are held; default rotation.DefaultStormLimit.
 	Storm rotation.StormLimit
-	Now   func() time.Time
-	Log   zerolog.Logger
+	// Sealed says that the audit log is to be signed: where it is not for a day, new rotations wait.
+	Sealed bool
+	Now    func() time.Time
+	Log    zerolog.Logger
 }
 
 // Engine holds no state of its own.
@@ -39,6 +41,7 @@ type Engine struct {
 	masterKey  id.Ed25519
 	ackTimeout time.Duration
 	storm      rotation.StormLimit
+	sealed     bool
 	now        func() time.Time
 	log        zerolog.Logger
 }
@@ -57,7 +60,7 @@ func New(config Config) (*Engine, error) {
 	if config.Storm == (rotation.StormLimit{}) {
 		config.Storm = rotation.DefaultStormLimit()
 	}
-	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, now: config.Now, log: config.Log}, nil
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, now: config.Now, log: config.Log}, nil
 }
 
 func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor string, fields ...audit.Field) error {
@@ -93,6 +96,9 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	}
 	if len(open) == 0 {
 		return nil
+	}
+	if err := e.releaseSigned(ctx); err != nil {
+		return err
 	}
 	return e.db.Notify(ctx, WorkChannel, "")
 }

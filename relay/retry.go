@@ -22,7 +22,7 @@ func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor string) 
 			return fmt.Errorf("rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		if r.Held {
-			return fmt.Errorf("rotation %s is held, since too many users changed at once: %w: `keyherald rotations release` lets it go", r.ID, ErrNotPossible)
+			return fmt.Errorf("rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
 		}
 		before := r.Facts.State
 		r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""

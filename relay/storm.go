@@ -40,7 +40,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 			through[r.UserID] = true
 			continue
 		}
-		r.Held = true
+		r.Held, r.HeldFor = true, rotation.HoldStorm
 		r.NextAction = "admin: too many users changed at once: if that is meant, release it (keyherald rotations release " + r.ID.String() + ", or --all)"
 		events = append(events, audit.Event{Time: now, Actor: "relay", Action: audit.RotationHeld, Subject: string(r.UserID), Rotation: r.ID,
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("users_changed", changed), audit.Number("users_enrolled", enrolled)}})

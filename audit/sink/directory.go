@@ -62,8 +62,11 @@ func (d *Directory) Publish(ctx context.Context, c checkpoint.Signed) error {
 	if older, err := olderThan(d.keys, present, c); err != nil || !older {
 		return err
 	}
-	daily := dailyName(c)
-	for _, name := range []string{mark, daily, latest} {
+	names := []string{dailyName(c), latest}
+	if present == "" {
+		names = append([]string{mark}, names...)
+	}
+	for _, name := range names {
 		content := c.Note
 		if name == mark {
 			content = d.keys.Name + "\n"

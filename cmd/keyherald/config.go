@@ -31,6 +31,7 @@ type config struct {
 	Registration string                   `yaml:"registration"`
 	Bot          botConfig                `yaml:"bot"`
 	Database     databaseConfig           `yaml:"database"`
+	Audit        auditConfig              `yaml:"audit"`
 	Sources      map[string]intake.Source `yaml:"sources"`
 	// KMS are the systems whose metadata the server may read, by the names the mappings give them.
 	KMS map[string]kmsConfig `yaml:"kms"`
@@ -86,14 +87,16 @@ func (k kmsConfig) validate() error {
 }
 
 type databaseConfig struct {
-	URLFile      string         `yaml:"url_file"`
-	OwnerURLFile string         `yaml:"owner_url_file"`
-	Roles        postgres.Roles `yaml:"roles"`
+	URLFile      string `yaml:"url_file"`
+	OwnerURLFile string `yaml:"owner_url_file"`
+	// SignerURLFile is for the role that seals the audit log.
+	SignerURLFile string         `yaml:"signer_url_file"`
+	Roles         postgres.Roles `yaml:"roles"`
 }
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}}
+	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -104,7 +107,8 @@ func loadConfig(path string) (config, error) {
 
 // resolve makes relative paths relative to the configuration's directory.
 func (c *config) resolve(file *strictyaml.File) {
-	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile)
+	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile, &c.Database.SignerURLFile)
+	file.Resolve(c.Audit.paths()...)
 	for _, source := range c.Sources {
 		for i := range source.Keys {
 			file.Resolve(&source.Keys[i].SecretFile)
@@ -140,6 +144,9 @@ func (c config) validate() error {
 			return fmt.Errorf("%s is %q: write an address such as https://matrix.example.org", address.key, address.value)
 		}
 	}
+	if err := c.Audit.validate(c.Development, c.Database.SignerURLFile); err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
 		if err := c.Sources[name].Validate(name); err != nil {
 			return err
@@ -171,6 +178,23 @@ func (c config) pickleKey() ([]byte, error) {
 		return nil, fmt.Errorf("%s is not 32 bytes or more in base64: head -c 32 /dev/urandom | base64 makes one", c.Bot.PickleKeyFile)
 	}
 	return key, nil
+}
+
+// ownerAndDatabase are the names in the owner's URL, or what they commonly are where there is none.
+func (c config) ownerAndDatabase() (owner, database string, err error) {
+	owner, database = "keyherald_owner", "keyherald"
+	if c.Database.OwnerURLFile == "" {
+		return owner, database, nil
+	}
+	text, err := readFile(c.Database.OwnerURLFile)
+	if err != nil {
+		return "", "", err
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.User.Username() == "" || strings.Trim(u.Path, "/") == "" {
+		return "", "", fmt.Errorf("%s: write postgres://owner:…@host/database", c.Database.OwnerURLFile)
+	}
+	return u.User.Username(), strings.Trim(u.Path, "/"), nil
 }
 
 func readFile(path string) (string, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -34,24 +35,35 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// LINE in what is wanted is the line of what was changed.
 	tests := []struct{ name, old, new, want string }{
-		{"an unknown key is named with its line", "listen:", "listne:", "line 4"},
-		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line 19: bot.user_id"},
+		{"an unknown key is named with its line", "listen:", "listne:", "line LINE"},
+		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line LINE: bot.user_id"},
 		{"a key that is missing", "registration: registration.yaml", "", "registration is missing"},
-		{"an address that is none", "http://localhost:8008", "localhost:8008", "line 8: homeserver"},
-		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line 55: sources.corporate-kms.mapping.pattern"},
+		{"an address that is none", "http://localhost:8008", "localhost:8008", "line LINE: homeserver"},
+		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line LINE: sources.corporate-kms.mapping.pattern"},
+		{"a log without a name", "name: example.org/keyherald\n", "\n", "audit.name is missing"},
+		{"a log without a key", "[audit.key]", "[]", "line LINE: audit.signing_key_files"},
+		{"a log whose checkpoints nobody can read back", "type: directory", "type: file", "audit.sinks has none that can be read back"},
+		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
+		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.yaml")
+			before, _, found := strings.Cut(string(example), test.old)
+			if !found {
+				t.Fatalf("the example has no %q", test.old)
+			}
+			want := strings.ReplaceAll(test.want, "LINE", strconv.Itoa(strings.Count(before, "\n")+1))
 			changed := strings.Replace(string(example), test.old, test.new, 1)
 			if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want it to say %q", err, test.want)
+			if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want it to say %q", err, want)
 			}
 		})
 	}

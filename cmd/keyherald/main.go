@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/signal"
@@ -48,19 +47,34 @@ func newCommand() *cobra.Command {
 			}
 			return serve(cmd.Context(), c, zerolog.New(os.Stderr).With().Timestamp().Logger())
 		}},
-		&cobra.Command{Use: "migrate", Short: "Bring the database schema up to date, as its owner", RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := load()
-			if err != nil {
-				return err
-			}
-			return migrate(cmd.Context(), c)
-		}},
+		migrateCommand(load),
 		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
 		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
 		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
 		restoreCommand(load),
 	)
 	return root
+}
+
+func migrateCommand(load func() (config, error)) *cobra.Command {
+	var printRoles bool
+	cmd := &cobra.Command{Use: "migrate", Short: "Bring the database schema up to date, as its owner", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		if !printRoles {
+			return migrate(cmd.Context(), c)
+		}
+		owner, database, err := c.ownerAndDatabase()
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprint(cmd.OutOrStdout(), c.Database.Roles.PrintRoles(owner, database))
+		return err
+	}}
+	cmd.Flags().BoolVar(&printRoles, "print-roles", false, "print the SQL that makes the database's roles and grants them their rights, for a DBA; nothing is connected to")
+	return cmd
 }
 
 // localActor names who ran a command, as the audit log has it.
@@ -198,31 +212,6 @@ func devicesCommand(load func() (config, error)) *cobra.Command {
 	_ = revoke.MarkFlagRequired("device")
 	cmd := &cobra.Command{Use: "devices", Short: "Managed devices"}
 	cmd.AddCommand(list, revoke)
-	return cmd
-}
-
-func auditCommand(load func() (config, error)) *cobra.Command {
-	var rotationID string
-	var limit int
-	list := &cobra.Command{Use: "list", Short: "Print the audit log as JSON Lines, oldest first", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			lines, err := db.Log(cmd.Context(), rotationID, limit)
-			if err != nil {
-				return err
-			}
-			encoder := json.NewEncoder(cmd.OutOrStdout())
-			for _, line := range lines {
-				if err := encoder.Encode(line); err != nil {
-					return fmt.Errorf("printing the audit log: %w", err)
-				}
-			}
-			return nil
-		})
-	}}
-	list.Flags().StringVar(&rotationID, "rotation", "", "only this rotation's")
-	list.Flags().IntVar(&limit, "limit", 100, "at most this many, the newest")
-	cmd := &cobra.Command{Use: "audit", Short: "The audit log"}
-	cmd.AddCommand(list)
 	return cmd
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 )
@@ -16,6 +17,7 @@ type gauges struct {
 	db       *postgres.DB
 	bot      *appservice.Bot
 	arrivals *relay.Arrivals
+	sealer   *signer.Signer // nil where the log is not sealed
 }
 
 var (
@@ -27,12 +29,18 @@ var (
 	waitingDesc   = prometheus.NewDesc("keyherald_notifications_waiting", "Notifications that wait for their commit.", nil, nil)
 	leadingDesc   = prometheus.NewDesc("keyherald_bot_leading", "1 where this replica holds the bot.", nil, nil)
 	frozenDesc    = prometheus.NewDesc("keyherald_triggers_frozen", "1 while an admin has stopped all triggers.", nil, nil)
+	unsealedDesc  = prometheus.NewDesc("keyherald_audit_unsealed_events", "Events of the audit log that no checkpoint covers yet.", nil, nil)
+	lagDesc       = prometheus.NewDesc("keyherald_audit_signer_lag_seconds", "For how long the oldest event has waited for a checkpoint.", nil, nil)
+	sizeDesc      = prometheus.NewDesc("keyherald_audit_tree_size", "Events of the audit log that the newest checkpoint covers.", nil, nil)
+	stoppedDesc   = prometheus.NewDesc("keyherald_audit_signer_stopped", "1 where nothing is signed until people act: the database went back, or was changed.", nil, nil)
+	problemDesc   = prometheus.NewDesc("keyherald_audit_signer_problem", "1 while nothing can be signed, for whatever reason.", nil, nil)
+	unpublDesc    = prometheus.NewDesc("keyherald_audit_sinks_behind", "Sinks that did not take the newest checkpoint.", nil, nil)
 	databaseDesc  = prometheus.NewDesc("keyherald_database_up", "1 if the database answered this scrape.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, unpublDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -56,6 +64,9 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	send(databaseDesc, 1)
+	if g.sealer != nil {
+		g.collectSeal(ctx, send)
+	}
 	send(frozenDesc, float64(counts.Frozen))
 	send(heldDesc, float64(counts.Held))
 	send(outboxDesc, float64(counts.Outbox))
@@ -67,5 +78,30 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	for state, n := range counts.Devices {
 		send(devicesDesc, float64(n), state)
+	}
+}
+
+// collectSeal tells how far the audit log is sealed; the signer's own gauges are of this replica.
+func (g gauges) collectSeal(ctx context.Context, send func(*prometheus.Desc, float64, ...string)) {
+	is := func(yes bool) float64 {
+		if yes {
+			return 1
+		}
+		return 0
+	}
+	status := g.sealer.Status()
+	send(stoppedDesc, is(status.Stopped))
+	send(problemDesc, is(status.Problem != nil))
+	send(unpublDesc, float64(len(status.Unpublished)))
+	if n, oldest, err := g.db.Unsealed(ctx); err == nil {
+		lag := 0.0
+		if n > 0 {
+			lag = max(0, time.Since(oldest).Seconds())
+		}
+		send(unsealedDesc, float64(n))
+		send(lagDesc, lag)
+	}
+	if state, err := g.db.TreeState(ctx); err == nil {
+		send(sizeDesc, float64(state.Newest.Size))
 	}
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 )
@@ -21,6 +23,20 @@ What was done between then and now is not known here. Do again, where it applies
 - enroll the devices that were enrolled: they are refused as not_enrolled.
 `
 
+// acceptRestored declares the loss to the audit log as well, where checkpoints were published of what is lost.
+func acceptRestored(cmd *cobra.Command, load func() (config, error), reason string) error {
+	if c, err := load(); err != nil || !c.Audit.on() {
+		return err
+	}
+	err := acceptLoss(cmd, load, reason)
+	if errors.Is(err, signer.ErrNothingLost) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("the restore is declared, and the audit log's loss is not: run `keyherald audit accept-loss` when this is mended: %w", err)
+	}
+	return nil
+}
+
 func restoreCommand(load func() (config, error)) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{Use: "restore", Short: "Declare that the database was restored from a backup: a new bot device, sequences above the lost ones, the gap in the audit log",
@@ -29,7 +45,7 @@ func restoreCommand(load func() (config, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
+			err = withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
 				restored, err := engine.Restore(cmd.Context(), fresh, reason, localActor())
 				if err != nil {
 					return err
@@ -37,6 +53,10 @@ func restoreCommand(load func() (config, error)) *cobra.Command {
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), restoredText, restored.Since.Format(time.RFC3339), restored.NewDevice, restored.Retriggers)
 				return err
 			})
+			if err != nil {
+				return err
+			}
+			return acceptRestored(cmd, load, reason)
 		}}
 	cmd.Flags().StringVar(&reason, "reason", "", "why the database was restored: it stands in the audit log")
 	_ = cmd.MarkFlagRequired("reason")

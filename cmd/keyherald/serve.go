@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -78,7 +79,7 @@ func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, ap
 	if err != nil {
 		return nil, identity, err
 	}
-	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Log: log})
+	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Sealed: c.Audit.on(), Log: log})
 	return engine, identity, err
 }
 
@@ -130,8 +131,13 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("preparing the background jobs: %w", err)
 	}
-	metrics.MustRegister(gauges{db, bot, arrivals})
-	web := newWeb(registration, notifications, bot, db, metrics)
+	sealer, closeSealer, err := newSealer(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer closeSealer()
+	metrics.MustRegister(gauges{db, bot, arrivals, sealer})
+	web := newWeb(registration, notifications, bot, sealer, db, metrics)
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
@@ -147,6 +153,9 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { arrivals.Run(answering) })
 	parts.Go(func() { notifications.Run(ctx) })
+	if sealer != nil {
+		parts.Go(func() { sealer.Run(ctx) })
+	}
 	parts.Go(func() {
 		if err := bot.Run(ctx); err != nil {
 			cancel(fmt.Errorf("the bot: %w", err))
@@ -175,7 +184,17 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	return err
 }
 
-func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
+// newSealer is nil where the log is not sealed, which the configuration allows in development alone.
+func newSealer(ctx context.Context, c config, log zerolog.Logger) (*signer.Signer, func(), error) {
+	if !c.Audit.on() {
+		log.Warn().Msg("The audit log is not signed: the configuration has no audit section")
+		return nil, func() {}, nil
+	}
+	sealer, db, err := c.openSigner(ctx, log)
+	return sealer, func() { _ = db.Close() }, err
+}
+
+func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, sealer *signer.Signer, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
 	web := echo.New()
 	web.HideBanner, web.HidePort = true, true
 	notifications.Register(web)
@@ -188,6 +207,10 @@ func newWeb(registration appservice.Registration, notifications *intake.Handler,
 		role := "standing by: another replica holds the bot, or it is not logged in yet\n"
 		if bot.Leading() {
 			role = "holding the bot\n"
+		}
+		if sealer != nil && sealer.Status().Problem != nil {
+			// Ready all the same: notifications are taken, and events appended.
+			role += "the audit log is not signed: " + sealer.Status().Problem.Error() + "\n"
 		}
 		return c.String(http.StatusOK, role)
 	})

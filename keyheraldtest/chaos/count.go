@@ -8,9 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/tree"
 	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
@@ -229,7 +233,41 @@ func pairs(effects, events string) string {
 	return `SELECT (SELECT COUNT(*) FROM ((` + effects + `) EXCEPT ALL (` + events + `)) a), (SELECT COUNT(*) FROM ((` + events + `) EXCEPT ALL (` + effects + `)) b)`
 }
 
+// sealed says what is not sealed yet: nil where every event is under the newest checkpoint that was published.
+func (w *world) sealed(ctx context.Context) error {
+	note, err := os.ReadFile(filepath.Join(w.config.Dir, "checkpoints", "latest"))
+	if err != nil {
+		return err
+	}
+	keys, err := checkpoint.LoadKeys(logName, filepath.Join(w.config.Dir, "audit.key"))
+	if err != nil {
+		return err
+	}
+	published, err := checkpoint.Open(logName, string(note), keys.Verifiers)
+	if err != nil {
+		return err
+	}
+	var events, wrong int64
+	err = w.db.QueryRow(ctx, `SELECT COUNT(*), COUNT(*) FILTER (WHERE leaf_hash IS DISTINCT FROM sha256('\x00'::bytea || body))
+		FROM audit_event LEFT JOIN audit_leaf ON event_id = id`).Scan(&events, &wrong)
+	if err != nil {
+		return err
+	}
+	root, err := tree.Root(ctx, published.Size, w.db.TreeNodes)
+	if err != nil {
+		return err
+	}
+	if events != published.Size || wrong != 0 || root != published.Root {
+		return fmt.Errorf("of %d events %d are not sealed, and the published checkpoint is of %d", events, wrong, published.Size)
+	}
+	return nil
+}
+
 func (w *world) countAudit(ctx context.Context, t *tally) error {
+	// Statuses come in at any time, so there is no moment at which the sealing must be through.
+	if err := keyheraldtest.Until(ctx, time.Minute, func() error { return w.sealed(ctx) }); err != nil {
+		t.find(&t.auditMismatch, 1, "audit: the log is not sealed: %v", err)
+	}
 	for _, effect := range effects {
 		var without, invented int
 		if err := w.db.QueryRow(ctx, effect.query).Scan(&without, &invented); err != nil {

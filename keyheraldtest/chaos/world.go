@@ -29,6 +29,7 @@ import (
 const (
 	password = "correct horse battery staple"
 	botName  = "keyherald"
+	logName  = "example.org/keyherald"
 	userN    = 4
 	fleetN   = 2
 )
@@ -108,7 +109,12 @@ func (w *world) startPostgres(ctx context.Context) (err error) {
 		return err
 	}
 	w.closers = append(w.closers, w.db.Close)
-	return errors.Join(w.write("owner.url", w.database.OwnerURL), w.write("writer.url", u.String()))
+	seal, err := url.Parse(w.database.SignerURL)
+	if err != nil {
+		return err
+	}
+	seal.Host = u.Host
+	return errors.Join(w.write("owner.url", w.database.OwnerURL), w.write("writer.url", u.String()), w.write("signer.url", seal.String()))
 }
 
 func (w *world) prepare(ctx context.Context) (err error) {
@@ -130,6 +136,9 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if _, err := w.keyherald(ctx, "bot", "keygen", "--user", id.NewUserID(botName, keyheraldtest.ServerName).String()); err != nil {
+		return err
+	}
+	if _, err := w.keyherald(ctx, "audit", "keygen", "--name", logName, "--out", filepath.Join(w.config.Dir, "audit.key")); err != nil {
 		return err
 	}
 	if _, err := w.keyherald(ctx, "registration"); err != nil {
@@ -164,12 +173,13 @@ homeserver: %[2]s
 registration: registration.yaml
 storm: {limit: {percent: 100, users: 1000}}
 bot: {user_id: "@%[3]s:%[4]s", identity_file: bot-identity.json, self_signing_file: bot-self-signing.seed, pickle_key_file: bot-pickle.key}
-database: {url_file: writer.url, owner_url_file: owner.url, roles: {writer: %[5]s, auditor: %[6]s}}
+database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, roles: {writer: %[5]s, auditor: %[6]s, signer: %[7]s}}
+audit: {name: %[8]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints}]}
 sources:
   corporate-kms:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z0-9]+)/backup-key", user: "@{user}:%[4]s", kms: corporate}
-`, door, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor)))
+`, door, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor, w.database.Signer, logName)))
 	}
 	return all
 }

@@ -29,6 +29,7 @@ const (
 	password = "correct horse battery staple"
 	kmsPath  = "keyherald/alice/backup-key"
 	botName  = "keyherald"
+	logName  = "example.org/keyherald"
 )
 
 // World is the company: every part is real and runs until Close.
@@ -104,7 +105,11 @@ func (w *World) startPostgres(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := w.write("writer.url", throughTap); err != nil {
+	signerThroughTap, err := w.serverTaps["PostgreSQL"].Through(w.database.SignerURL)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(w.write("writer.url", throughTap), w.write("signer.url", signerThroughTap)); err != nil {
 		return err
 	}
 	if w.db, err = postgres.Open(ctx, w.database.WriterURL); err != nil {
@@ -183,6 +188,9 @@ func (w *World) prepare(ctx context.Context) error {
 	if _, err := w.keyherald(ctx, "bot", "keygen", "--user", id.NewUserID(botName, keyheraldtest.ServerName).String()); err != nil {
 		return err
 	}
+	if _, err := w.keyherald(ctx, "audit", "keygen", "--name", logName, "--out", filepath.Join(w.config.Dir, "audit.key")); err != nil {
+		return err
+	}
 	_, err = w.keyherald(ctx, "registration")
 	return err
 }
@@ -193,14 +201,16 @@ public_url: %[2]s
 homeserver: %[3]s
 registration: registration.yaml
 bot: {user_id: "@%[4]s:%[5]s", identity_file: bot-identity.json, self_signing_file: bot-self-signing.seed, pickle_key_file: bot-pickle.key}
-database: {url_file: writer.url, owner_url_file: owner.url, roles: {writer: %[6]s, auditor: %[7]s}}
+database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, roles: {writer: %[6]s, auditor: %[7]s, signer: %[10]s}}
+audit: {name: %[11]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints}]}
 kms:
   corporate: {type: setec, url: "http://%[8]s", check_path: %[9]s}
 sources:
   corporate-kms:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
-`, w.listen, public, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor, w.serverTaps["setec"].Address(), kmsPath))
+`, w.listen, public, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor, w.serverTaps["setec"].Address(), kmsPath,
+		w.database.Signer, logName))
 }
 
 func (w *World) startDendrite(ctx context.Context) (err error) {

@@ -1,0 +1,25 @@
+package rotation
+
+// Hold is what a rotation that is held waits for.
+type Hold string
+
+// The holds: an admin's release after a storm of changes, or the audit log being signed again.
+const (
+	HoldNone        Hold = ""
+	HoldStorm       Hold = "storm"
+	HoldLogUnsigned Hold = "log_unsigned"
+)
+
+// Reason is why a key was rotated.
+type Reason string
+
+// The reasons that are told apart: a plain change, and a key that somebody else may have.
+const (
+	ReasonChanged    Reason = ""
+	ReasonCompromise Reason = "compromise"
+	ReasonDisclosed  Reason = "disclosed"
+)
+
+// Urgent reports whether a rotation goes on where others wait for the audit log to be signed: what it leaves undone is
+// worse than what an unsigned log leaves unproved.
+func (r Reason) Urgent() bool { return r == ReasonCompromise || r == ReasonDisclosed }
