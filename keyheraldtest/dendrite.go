@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -27,43 +26,11 @@ const dendriteVersion = "v0.15.2"
 // ServerName is the homeserver's name.
 const ServerName = "keyherald.test"
 
-// DendriteBinaries returns the directory with Dendrite's programs, which are built from the module keyheraldtest/dendrite
-// into the user's cache directory the first time, in minutes. Dendrite is AGPL-3.0 and a test tool alone.
+// DendriteBinaries returns the directory with Dendrite's programs, which are built the first time, in minutes. Dendrite is
+// AGPL-3.0 and a test tool alone.
 func DendriteBinaries(ctx context.Context, progress io.Writer) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("finding the cache directory: %w", err)
-	}
-	dir := filepath.Join(cache, "keyherald", "dendrite-"+dendriteVersion)
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", fmt.Errorf("making the cache directory: %w", err)
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", fmt.Errorf("locking the cache directory: %w", err)
-	}
-	defer func() { _ = lock.Close() }()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("locking the cache directory: %w", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "generate-keys")); err == nil {
-		return dir, nil
-	}
-	_, source, _, _ := runtime.Caller(0)
-	_, _ = fmt.Fprintln(progress, "building Dendrite "+dendriteVersion+" (once, some minutes) …")
-	temporary := fmt.Sprintf("%s.%d", dir, os.Getpid())
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", temporary+"/",
-		"github.com/element-hq/dendrite/cmd/dendrite", "github.com/element-hq/dendrite/cmd/generate-keys")
-	build.Dir = filepath.Join(filepath.Dir(source), "dendrite")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stdout, build.Stderr = progress, progress
-	if err := os.MkdirAll(temporary, 0o755); err != nil {
-		return "", fmt.Errorf("making the build directory: %w", err)
-	}
-	if err := build.Run(); err != nil {
-		return "", fmt.Errorf("building Dendrite: %w", err)
-	}
-	return dir, os.Rename(temporary, dir)
+	return builtTool{name: "dendrite", version: dendriteVersion, packages: []string{
+		"github.com/element-hq/dendrite/cmd/dendrite", "github.com/element-hq/dendrite/cmd/generate-keys"}}.build(ctx, progress)
 }
 
 // Dendrite is a homeserver on SQLite.

@@ -23,11 +23,14 @@ const triggerBatch = 200
 
 // Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.holdUnsigned(ctx))
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx))
 	after := uuid.Nil
 	var triggered []id.UserID
 	for {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
+			return errors.Join(all, err)
+		}
+		if err := s.holdUnsigned(ctx); err != nil {
 			return errors.Join(all, err)
 		}
 		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)

@@ -22,4 +22,4 @@ if [ -n "$need" ]; then
 	fi
 fi
 
-go run -tags goolm ./keyheraldtest/cmd/dendrite-build
+go run -tags goolm ./keyheraldtest/cmd/test-tools

@@ -46,6 +46,10 @@ type world struct {
 	alice       id.UserID
 	stock       *keyheraldtest.Client
 	recoveryKey string
+	// deviceNow is the managed devices' clock; nil is the real one.
+	deviceNow func() time.Time
+	// sealed is for a server whose audit log is to be signed.
+	sealed bool
 }
 
 // newWorld is a world with its server running until the test ends.
@@ -90,7 +94,7 @@ func newParts(t *testing.T) *world {
 func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay.Engine, *appservice.Bot) {
 	t.Helper()
 	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
-	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Log: log})
+	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Sealed: w.sealed, Log: log})
 	check(t, err)
 	bot, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: homeserver, ASToken: w.asToken, Identity: w.identity, PickleKey: make([]byte, 32),
 		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker {
@@ -249,7 +253,7 @@ func (w *world) tryOpen(t *testing.T, name string, change ...func(*device.Accoun
 }
 
 func (w *world) options(t *testing.T, name string) device.Options {
-	return device.Options{StorePath: w.store(name), PickleKey: make([]byte, 32), StatusInterval: time.Second,
+	return device.Options{StorePath: w.store(name), PickleKey: make([]byte, 32), StatusInterval: time.Second, Now: w.deviceNow,
 		Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)}
 }
 

@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/signer"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	w := newParts(t)
+	w.sealed, w.deviceNow = true, w.clock.Now
+	w.serve(t, w.hs.URL)
+	w.people(t)
+	w.manage(t, "managed")
+	w.newKey(t, "1")
+	w.notify(t, "n1", "1")
+	w.waitDone(t) // unsigned, but not for long
+
+	w.clock.Advance(25 * time.Hour)
+	w.newKey(t, "2")
+	w.notify(t, "n2", "2")
+	wait(t, "the rotation to be held", func() bool { return w.onlyRotation(t).HeldFor == rotation.HoldLogUnsigned })
+	if r := w.onlyRotation(t); !r.Held || !strings.Contains(r.NextAction, "not been signed for a day") {
+		t.Errorf("it is held %t, and says %q", r.Held, r.NextAction)
+	}
+
+	// Somebody has the key: that does not wait for a signature.
+	check(t, w.engine.Freeze(ctx, "local:test"))
+	w.newKey(t, "3")
+	w.notify(t, "n3", "3")
+	_, err := w.db.Exec(ctx, `UPDATE rotation SET reason = 'compromise' WHERE version = '3'`)
+	check(t, err)
+	check(t, w.engine.Thaw(ctx, "local:test"))
+	w.waitDone(t)
+
+	w.newKey(t, "4")
+	w.notify(t, "n4", "4")
+	wait(t, "the rotation to be held", func() bool { return w.onlyRotation(t).Held })
+	// Events have the real time in their ids, so with the moved clock whatever comes next would be a day old again.
+	w.seal(t)
+	w.clock.Advance(-25 * time.Hour)
+	check(t, w.engine.Sweep(ctx))
+	w.waitDone(t)
+	actions := map[string]int{}
+	lines, err := w.db.Log(ctx, "", 1000)
+	check(t, err)
+	for _, line := range lines {
+		actions[line.Action]++
+	}
+	if actions["rotation.held"] != 2 || actions["rotation.released"] != 1 {
+		t.Errorf("the log tells of %d holds and %d releases", actions["rotation.held"], actions["rotation.released"])
+	}
+}
+
+// seal seals what there is to seal, once.
+func (w *world) seal(t *testing.T) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "audit.key")
+	_, err := checkpoint.WriteKeys(path, "example.org/keyherald")
+	check(t, err)
+	keys, err := checkpoint.LoadKeys("example.org/keyherald", path)
+	check(t, err)
+	db, err := postgres.Open(t.Context(), w.database.SignerURL)
+	check(t, err)
+	t.Cleanup(func() { _ = db.Close() })
+	s, err := signer.New(signer.Config{DB: db, Keys: keys, Log: zerolog.Nop()})
+	check(t, err)
+	_, err = s.Seal(t.Context())
+	check(t, err)
+}
