@@ -81,29 +81,34 @@ type database struct {
 }
 
 func newDatabase(ctx context.Context, cluster *keyheraldtest.Postgres) (database, error) {
-	made, err := cluster.NewDatabase(ctx)
+	made, _, err := newDatabaseWithSigner(ctx, cluster)
+	return made, err
+}
+
+func newDatabaseWithSigner(ctx context.Context, cluster *keyheraldtest.Postgres) (made database, signerURL string, err error) {
+	fresh, err := cluster.NewDatabase(ctx)
 	if err != nil {
-		return database{}, err
+		return database{}, "", err
 	}
-	owner, err := postgres.Open(ctx, made.OwnerURL)
+	owner, err := postgres.Open(ctx, fresh.OwnerURL)
 	if err != nil {
-		return database{}, err
+		return database{}, "", err
 	}
-	if err := errors.Join(owner.Migrate(ctx, made.Roles()), owner.Close()); err != nil {
-		return database{}, err
+	if err := errors.Join(owner.Migrate(ctx, fresh.Roles()), owner.Close()); err != nil {
+		return database{}, "", err
 	}
-	db, err := postgres.Open(ctx, made.WriterURL)
+	db, err := postgres.Open(ctx, fresh.WriterURL)
 	if err != nil {
-		return database{}, err
+		return database{}, "", err
 	}
 	var fsync, synchronous string
 	if err := db.QueryRow(ctx, `SELECT current_setting('fsync'), current_setting('synchronous_commit')`).Scan(&fsync, &synchronous); err != nil {
-		return database{}, errors.Join(err, db.Close())
+		return database{}, "", errors.Join(err, db.Close())
 	}
 	if fsync != "on" || synchronous != "on" {
-		return database{}, errors.Join(fmt.Errorf("a commit is not durable here: fsync %s, synchronous_commit %s", fsync, synchronous), db.Close())
+		return database{}, "", errors.Join(fmt.Errorf("a commit is not durable here: fsync %s, synchronous_commit %s", fsync, synchronous), db.Close())
 	}
-	return database{made.Name, db}, nil
+	return database{fresh.Name, db}, fresh.SignerURL, nil
 }
 
 func newEngine(db *postgres.DB) (*relay.Engine, error) {

@@ -51,6 +51,10 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	auditLog, err := bench.Audit(ctx, min(rounds, 9))
+	if err != nil {
+		return err
+	}
 	memoryDir, err := os.MkdirTemp("", "keyherald-bench-")
 	if err != nil {
 		return err
@@ -60,7 +64,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, []bench.Row{memory})
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, auditLog, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
