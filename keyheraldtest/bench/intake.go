@@ -225,8 +225,10 @@ var pgbenchRate = regexp.MustCompile(`(?m)^tps = ([0-9.]+) \(without initial con
 
 func (p *plainInsert) round(ctx context.Context) (float64, error) {
 	p.rounds++
+	// pgbench counts the time that its connections take.
+	seconds := int(intakeRound.Seconds()) + p.clients/32
 	report, err := p.cluster.Pgbench(ctx, p.name, "--no-vacuum", "--protocol", "prepared", "--client", strconv.Itoa(p.clients),
-		"--jobs", strconv.Itoa(min(p.clients, 2)), "--time", strconv.Itoa(int(intakeRound.Seconds())), "--file", p.script(),
+		"--jobs", strconv.Itoa(min(p.clients, 2)), "--time", strconv.Itoa(seconds), "--file", p.script(),
 		"--define", "n=0", "--define", "round="+strconv.Itoa(p.rounds))
 	if err != nil {
 		return 0, err

@@ -3,15 +3,15 @@ CREATE TABLE audit_pending (
 	event_id UUID PRIMARY KEY
 );
 
--- Whoever appends an event queues it for sealing, whether he knows of it or not: the writer has no right to the queue.
-CREATE FUNCTION audit_enqueue() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- Whoever appends an event queues it for sealing, whether he knows of it or not: the writer has no right to the queue. The
+-- function runs as the owner and so names everything in full; SET search_path would cost as much as the insert itself.
+CREATE FUNCTION audit_enqueue() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-	INSERT INTO audit_pending SELECT id FROM fresh;
+	INSERT INTO public.audit_pending (event_id) VALUES (NEW.id);
 	RETURN NULL;
 END
 $$;
-CREATE TRIGGER enqueue AFTER INSERT ON audit_event REFERENCING NEW TABLE AS fresh
-	FOR EACH STATEMENT EXECUTE FUNCTION audit_enqueue();
+CREATE TRIGGER enqueue AFTER INSERT ON audit_event FOR EACH ROW EXECUTE FUNCTION audit_enqueue();
 ALTER TABLE audit_event ENABLE ALWAYS TRIGGER enqueue;
 INSERT INTO audit_pending SELECT id FROM audit_event;
 
