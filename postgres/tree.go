@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -36,40 +35,6 @@ func (db *DB) LockTree(ctx context.Context) error {
 		return fmt.Errorf("locking the audit tree: %w", err)
 	}
 	return nil
-}
-
-// Sealing is the lock of the replica that seals, held by a connection of its own.
-type Sealing struct{ conn *sql.Conn }
-
-// TrySealing takes the lock if it is free, and returns nil if another replica has it.
-func (db *DB) TrySealing(ctx context.Context) (*Sealing, error) {
-	conn, err := db.RawDB.Conn(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("taking the lock on sealing: %w", err)
-	}
-	var taken bool
-	err = conn.QueryRowContext(ctx, `SELECT pg_try_advisory_lock(hashtextextended('keyherald audit signer', 0))`).Scan(&taken)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("taking the lock on sealing: %w", err), conn.Close())
-	}
-	if !taken {
-		return nil, conn.Close()
-	}
-	return &Sealing{conn}, nil
-}
-
-// Held fails where the connection, and the lock with it, is gone.
-func (s *Sealing) Held(ctx context.Context) error {
-	if err := s.conn.PingContext(ctx); err != nil {
-		return fmt.Errorf("holding the lock on sealing: %w", err)
-	}
-	return nil
-}
-
-// Close ends the connection, not only its use: a pooled one would keep the lock.
-func (s *Sealing) Close() error {
-	_ = s.conn.Raw(func(any) error { return driver.ErrBadConn })
-	return s.conn.Close()
 }
 
 // TreeState reads how far the log is sealed.

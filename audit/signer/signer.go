@@ -127,7 +127,7 @@ func (s *Signer) Run(ctx context.Context) {
 
 // lead seals as long as the lock on sealing is held; it returns at once where another replica holds it.
 func (s *Signer) lead(ctx context.Context) error {
-	lock, err := s.db.TrySealing(ctx)
+	lock, err := s.db.TryLock(ctx, "audit signer")
 	if err != nil || lock == nil {
 		return err
 	}

@@ -61,6 +61,8 @@ type kmsConfig struct {
 	CAFile    string `yaml:"ca_file"`
 	Dir       string `yaml:"dir"`
 	CheckPath string `yaml:"check_path"`
+	// Reconcile, if it is there, has the server look for changes that nobody notified it of.
+	Reconcile *reconcileConfig `yaml:"reconcile"`
 }
 
 func (k kmsConfig) metadata() (kms.Metadata, error) {
@@ -82,6 +84,11 @@ func (k kmsConfig) validate() error {
 	}
 	if err := kms.CheckPath(k.CheckPath); err != nil {
 		return fmt.Errorf("check_path: %w", err)
+	}
+	if k.Reconcile != nil {
+		if err := k.Reconcile.validate(); err != nil {
+			return fmt.Errorf("reconcile.%w", err)
+		}
 	}
 	return nil
 }

@@ -48,6 +48,8 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
 		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
+		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
+		{"a place that is everybody's", "path: keyherald/{user}/backup-key", "path: keyherald/key", "kms.corporate.reconcile.path"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}
 	for _, test := range tests {

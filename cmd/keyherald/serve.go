@@ -112,6 +112,10 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
+	reconcilers, err := newReconcilers(c, engine, metrics)
+	if err != nil {
+		return err
+	}
 	host, _ := os.Hostname()
 	bot, err := appservice.NewBot(appservice.BotConfig{
 		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Identity: identity, PickleKey: pickleKey,
@@ -155,6 +159,9 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	parts.Go(func() { notifications.Run(ctx) })
 	if sealer != nil {
 		parts.Go(func() { sealer.Run(ctx) })
+	}
+	for _, r := range reconcilers {
+		parts.Go(func() { r.Run(ctx) })
 	}
 	parts.Go(func() {
 		if err := bot.Run(ctx); err != nil {
