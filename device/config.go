@@ -73,6 +73,8 @@ type KMS struct {
 type Push struct {
 	Forms        []msc4385.Form `yaml:"forms"`
 	WaitForCarry time.Duration  `yaml:"wait_for_carry"`
+	// RepeatAfter is when the key is pushed to every target once more; 0 is never.
+	RepeatAfter time.Duration `yaml:"repeat_after"`
 }
 
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
@@ -103,7 +105,7 @@ func (c Config) validate() error {
 
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
-	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second}}
+	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second, RepeatAfter: 10 * time.Minute}}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
@@ -136,6 +138,8 @@ func (c AccountConfig) validate() error {
 		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
+	case c.Push.RepeatAfter < 0 || c.Push.RepeatAfter > 0 && c.Push.RepeatAfter < time.Second:
+		return fmt.Errorf("push.repeat_after is %s: write 10m, or 0 for never", c.Push.RepeatAfter)
 	case len(c.Push.Forms) == 0:
 		return errors.New("push.forms is empty: write m.secret.send, io.element.msc4385.secret.push or both")
 	}

@@ -104,6 +104,9 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 		// What was withdrawn when the rotation was cancelled is pushed again, in another round.
 		j.Plan = nil
 	}
+	if err := a.setExcluded(ctx, trigger.Exclude); err != nil {
+		return err
+	}
 	// A new attempt at a known rotation goes on from where it is.
 	j.Trigger, j.Attempt, j.Ended, j.Tries, j.NextTry = trigger, trigger.Attempt, false, 0, a.now()
 	// The trigger's sequence is the highest, so its key is the newest.

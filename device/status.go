@@ -66,6 +66,11 @@ func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {
 	if err != nil {
 		return status, err
 	}
+	if identities[a.config.UserID].PinnedTo(p.OwnMasterKey) {
+		if err := a.newTargets(ctx, identities[a.config.UserID]); err != nil {
+			return status, err
+		}
+	}
 	for _, device := range identities[a.config.UserID].Devices {
 		switch {
 		case device.DeviceID == a.client.DeviceID:

@@ -133,6 +133,9 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 	}
 	progress.At = protocol.At(a.now())
 	key := fmt.Sprintf("report/%s/%d/%s", progress.RotationID, progress.Attempt, progress.Stage)
+	if progress.Round > 0 {
+		key += fmt.Sprintf("/round/%d", progress.Round)
+	}
 	if progress.Error != nil {
 		key += "/" + string(progress.Error.Code)
 	}

@@ -224,6 +224,9 @@ type Progress struct {
 	RecoveryCopy RecoveryCopy   `json:"recovery_copy,omitempty"`
 	Deliveries   []Delivery     `json:"deliveries,omitempty"`
 	Error        *ErrorReport   `json:"error,omitempty"`
+	// Round and Cause are of a push beyond the rotation's own: its number, and why it was made.
+	Round        int            `json:"round,omitempty"`
+	Cause        string         `json:"cause,omitempty"`
 	SequenceMark int64          `json:"sequence_mark,omitempty"`
 	Store        *StoreMark     `json:"store,omitempty"`
 	At           Millis         `json:"at"`
@@ -233,13 +236,14 @@ type Progress struct {
 type Stage string
 
 // The stages a device reports. StageRejected and StageNeedsAttention end the attempt without a change of key;
-// StageFailed reports an error (retryable or not) and leaves the attempt where it was. StageWithdrawn gives the targets
+// StageCarryingOver tells how far a long carry-over is. StageFailed reports an error (retryable or not) and leaves the attempt where it was. StageWithdrawn gives the targets
 // of an attempt that a newer trigger or a cancel ended their outcomes, and says nothing else.
 const (
 	StageTriggerAccepted     Stage = "trigger_accepted"
 	StageFetched             Stage = "fetched"
 	StageBackupCreated       Stage = "backup_created"
 	StageRecoveryCopyWritten Stage = "recovery_copy_written"
+	StageCarryingOver        Stage = "carrying_over"
 	StageCarriedOver         Stage = "carried_over"
 	StagePushed              Stage = "pushed"
 	StageRejected            Stage = "rejected"
