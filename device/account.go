@@ -23,6 +23,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -49,7 +50,7 @@ type Account struct {
 	client   *mautrix.Client
 	endpoint *todevice.Endpoint
 	backup   *backup.Client
-	kms      secretStore
+	kms      secret.Store
 	now      func() time.Time
 	log      zerolog.Logger
 	work     chan struct{}

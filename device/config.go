@@ -155,13 +155,7 @@ func (c AccountConfig) validate() error {
 	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
 }
 
-// secretStore is what a device asks of its KMS.
-type secretStore interface {
-	secret.Reader
-	secret.Creator
-}
-
-func (k KMS) open() (secretStore, error) {
+func (k KMS) open() (secret.Store, error) {
 	if k.Type == "file" {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}
