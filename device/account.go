@@ -38,8 +38,12 @@ type Options struct {
 	OpenSQLite     func(dataSource string) (*sql.DB, error)
 	PickleKey      []byte
 	StatusInterval time.Duration
-	Now            func() time.Time
-	Log            zerolog.Logger
+	// Pace is shared by the accounts of a process; nil holds nothing back.
+	Pace *Pace
+	// Carrying, if set, is told how far a carry-over is; done is total when it is over.
+	Carrying func(user id.UserID, done, total int)
+	Now      func() time.Time
+	Log      zerolog.Logger
 }
 
 // Account is one managed device of one user. It owns its store until Close.

@@ -40,6 +40,11 @@ type round struct {
 	Tries    int
 }
 
+// againKey names a push of a round for good; those of the rotation itself are roundKey's.
+func againKey(r *round, device id.DeviceID, form string) string {
+	return fmt.Sprintf("push/%s/again/%d/%s/%s", r.Version, r.Round, device, form)
+}
+
 // planRound journals a round, in the caller's transaction, under the next number of its version. One for all targets is
 // left out where another one for all is still to come.
 func (s *store) planRound(ctx context.Context, r round) error {
@@ -62,9 +67,9 @@ func (s *store) planRound(ctx context.Context, r round) error {
 		}
 		targets = string(encoded)
 	}
-	// The rotation's own push counts from 1 on, and goes to 2 only where the first was withdrawn.
+	// The rotation's own push is the first.
 	_, err := s.db.Exec(ctx, `INSERT INTO push_round (version, round, cause, rotation_id, attempt, targets, due)
-		SELECT $1, COALESCE(MAX(round), 100) + 1, $2, $3, $4, $5, $6 FROM push_round WHERE version = $1`,
+		SELECT $1, COALESCE(MAX(round), 1) + 1, $2, $3, $4, $5, $6 FROM push_round WHERE version = $1`,
 		r.Version, r.Cause, r.Rotation.String(), r.Attempt, targets, r.Due.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("journaling a round: %w", err)
@@ -179,7 +184,8 @@ func (a *Account) began(ctx context.Context, device crosssigning.Device) error {
 
 func (a *Account) wasPushed(ctx context.Context, version string, device id.DeviceID) (bool, error) {
 	var n int
-	err := a.store.db.QueryRow(ctx, `SELECT COUNT(*) FROM todevice_outbox WHERE key LIKE 'push/' || $1 || '/%' AND recipient_device = $2 AND state <> 'withdrawn'`, version, device).Scan(&n)
+	err := a.store.db.QueryRow(ctx, `SELECT COUNT(*) FROM todevice_outbox WHERE substr(key, 1, length($1)) = $1 AND recipient_device = $2 AND state <> 'withdrawn'`,
+		"push/"+version+"/", device).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("looking for pushes to %s: %w", device, err)
 	}
@@ -280,7 +286,7 @@ func (a *Account) pushAgain(ctx context.Context) error {
 
 func (a *Account) pushRound(ctx context.Context, r *round, p pin) error {
 	name := func(device id.DeviceID, form string) (string, int, error) {
-		return roundKey(r.Version, r.Round, device, form), r.Round, nil
+		return againKey(r, device, form), r.Round, nil
 	}
 	if r.Plan == nil {
 		exclude, err := a.excluded(ctx)
@@ -322,7 +328,7 @@ func (a *Account) endRound(ctx context.Context, r *round, why string) error {
 	for _, delivery := range r.Plan {
 		var keys []string
 		for _, form := range delivery.Forms {
-			keys = append(keys, roundKey(r.Version, r.Round, delivery.DeviceID, form))
+			keys = append(keys, againKey(r, delivery.DeviceID, form))
 		}
 		if _, err := a.endpoint.Withdraw(ctx, keys); err != nil {
 			return err
@@ -331,16 +337,13 @@ func (a *Account) endRound(ctx context.Context, r *round, why string) error {
 	return a.store.keepRound(ctx, r, why)
 }
 
-// endRounds ends the rounds of every version but one, within InTxn.
-func (a *Account) endRounds(ctx context.Context, but, why string) error {
+// endRounds ends every round, within InTxn.
+func (a *Account) endRounds(ctx context.Context, why string) error {
 	rounds, err := a.store.rounds(ctx)
 	if err != nil {
 		return err
 	}
 	for _, r := range rounds {
-		if r.Version == but {
-			continue
-		}
 		if err := a.endRound(ctx, r, why); err != nil {
 			return err
 		}

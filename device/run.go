@@ -42,7 +42,16 @@ func (a *Account) Run(ctx context.Context) error {
 	})
 	loops.Go(func() { loop.Repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
 	loops.Go(func() {
-		loop.Repeat(ctx, nil, a.options.StatusInterval, func() { a.warn(ctx, a.sendStatus(ctx), "The status could not be sent") })
+		// Also when the user's devices changed: one that was verified just now is to have the key.
+		loop.Repeat(ctx, a.endpoint.DevicesChanged(), a.options.StatusInterval, func() {
+			a.warn(ctx, a.sendStatus(ctx), "The status could not be sent")
+			a.wake()
+		})
+	})
+	loops.Go(func() {
+		loop.Repeat(ctx, nil, min(cleanUpInterval, a.options.StatusInterval), func() {
+			a.warn(ctx, a.cleanUp(ctx), "An old key-backup version is kept for now")
+		})
 	})
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {

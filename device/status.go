@@ -89,6 +89,9 @@ func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {
 		open = open || !j.Ended
 		status.LastRotation, status.LastStage, status.HighestSequence = &j.Rotation, j.Stage, max(status.HighestSequence, j.Trigger.Sequence)
 	}
+	if status.OldBackups, err = a.oldBackupReports(ctx); err != nil {
+		return status, err
+	}
 	if !open {
 		status.Drifted, err = a.drift(ctx, status)
 	}

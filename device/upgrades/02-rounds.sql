@@ -19,5 +19,10 @@ CREATE TABLE new_session (
 	day       TEXT NOT NULL,
 	PRIMARY KEY (device_id, version, day)
 );
+-- replaced_at is when the version that came after it was made, grace how long it is kept from then on in milliseconds
+-- (negative: as the account file says), and the rotation the one that replaced it.
 ALTER TABLE carry ADD COLUMN replaced_at BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE carry ADD COLUMN grace BIGINT NOT NULL DEFAULT -1;
+ALTER TABLE carry ADD COLUMN rotation_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE carry ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE carry ADD COLUMN state TEXT NOT NULL DEFAULT 'kept';
