@@ -144,6 +144,24 @@ func (c *Client) Ensure(ctx context.Context, key backupkey.Key, expected id.KeyB
 	return version, !ours, nil
 }
 
+// Delete removes a version that is not the current one. It looks before that another one is: on Synapse the version
+// before becomes current when the newest is deleted, so what is deleted must never be that. A version that is gone
+// already is no error.
+func (c *Client) Delete(ctx context.Context, version, current id.KeyBackupVersion) error {
+	now, err := c.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if version == current || now == nil || now.ID != current {
+		return fmt.Errorf("deleting key-backup version %s: %w", version, ErrChanged)
+	}
+	_, err = c.matrix.MakeRequest(ctx, http.MethodDelete, c.matrix.BuildClientURL("v3", "room_keys", "version", version.String()), nil, nil)
+	if err != nil && !errors.Is(err, mautrix.MNotFound) {
+		return fmt.Errorf("deleting key-backup version %s: %w", version, err)
+	}
+	return nil
+}
+
 func (c *Client) write(ctx context.Context, method string, version id.KeyBackupVersion, auth authData, path ...any) error {
 	encoded, err := json.Marshal(auth)
 	if err != nil {

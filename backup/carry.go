@@ -7,9 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
+	"runtime"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/backup"
@@ -19,13 +19,22 @@ import (
 )
 
 // CarryOver says what to carry: every room key of From, readable with FromKey, into To, whose public key is ToKey.
-// MaxBodyBytes limits a request's body, 1 MiB if zero. Progress, if set, is called after each request.
 type CarryOver struct {
-	From, To     id.KeyBackupVersion
-	FromKey      backupkey.Key
-	ToKey        string
+	From, To id.KeyBackupVersion
+	FromKey  backupkey.Key
+	ToKey    string
+	// MaxBodyBytes limits a request's body, 1 MiB if zero.
 	MaxBodyBytes int
-	Progress     func(Carried)
+	// Workers is how many room keys are opened and sealed at once; as many as there are processors if zero.
+	Workers int
+	// SpoolDir is where the old version's answer, which is encrypted, stays while it is worked on; the system's
+	// directory for temporary files if empty.
+	SpoolDir string
+	// Progress, if set, is called after each request.
+	Progress func(Carried)
+	// Pace, if set, is called before each request that writes, and what it returns with how long the request took: it
+	// holds back where the homeserver is busy.
+	Pace func(ctx context.Context) (done func(took time.Duration), err error)
 }
 
 // Carried counts a carry-over: the old version's room keys, those of them that the new version has, and those that the
@@ -40,13 +49,16 @@ type Carried struct {
 // defaultMaxBody stays far below every homeserver's limit on a request body (Synapse's is 12.5 MiB).
 const defaultMaxBody = 1 << 20
 
+// catchUps is how often what arrived in the old version meanwhile is caught up before the carry-over says that it is
+// not complete: clients that have not heard of the new version go on uploading.
+const catchUps = 5
+
 // CarryOver re-encrypts every room key of the old version that the new one lacks, or has only from a later message on.
 // Everything of a key is kept as it is: its index, counters, and whatever its session data holds. Repeating it is
 // safe, and is how it resumes. ErrChanged: To is not the current version; ErrGone: From was deleted.
 //
-// In memory are the old version's keys once, each dropped when it is carried, and of the new version the names. Asking
-// for room after room would need less, but the API names the rooms only by sending all keys, so it would transfer
-// everything twice.
+// The API names the rooms only by sending all keys, so the answer with the old version goes to a file and is read from
+// there key by key: in memory are the keys that are being worked on, and sixteen bytes for each that the new version has.
 func (c *Client) CarryOver(ctx context.Context, job CarryOver) (Carried, error) {
 	to, err := publicKey(job.ToKey)
 	if err != nil {
@@ -55,105 +67,89 @@ func (c *Client) CarryOver(ctx context.Context, job CarryOver) (Carried, error) 
 	if job.FromKey.IsZero() {
 		return Carried{}, errors.New("carrying over: there is no old key")
 	}
-	old, err := readRooms[session](ctx, c, job.From)
+	if job.MaxBodyBytes <= 0 {
+		job.MaxBodyBytes = defaultMaxBody
+	}
+	if job.Workers <= 0 {
+		job.Workers = runtime.GOMAXPROCS(0)
+	}
+	var result Carried
+	for range catchUps {
+		before, err := c.state(ctx, job.From)
+		if err != nil {
+			return result, err
+		}
+		if result, err = c.carryOnce(ctx, job, to); err != nil {
+			return result, err
+		}
+		after, err := c.state(ctx, job.From)
+		if err != nil {
+			return result, err
+		}
+		if after == before {
+			return result, nil
+		}
+	}
+	result.Complete = false
+	return result, nil
+}
+
+// versionState changes when a room key is added to a version or replaced (client-server API, "etag").
+type versionState struct {
+	etag  string
+	count int
+}
+
+func (c *Client) state(ctx context.Context, version id.KeyBackupVersion) (versionState, error) {
+	got, err := c.Get(ctx, version)
+	if err != nil {
+		return versionState{}, err
+	}
+	if got == nil {
+		return versionState{}, fmt.Errorf("carrying over from key-backup version %s: %w", version, ErrGone)
+	}
+	return versionState{got.ETag, got.Count}, nil
+}
+
+func (c *Client) carryOnce(ctx context.Context, job CarryOver, to *ecdh.PublicKey) (Carried, error) {
+	old, err := c.spool(ctx, job.From, job.SpoolDir)
 	if errors.Is(err, mautrix.MNotFound) {
 		return Carried{}, fmt.Errorf("carrying over from key-backup version %s: %w", job.From, ErrGone)
 	} else if err != nil {
 		return Carried{}, err
 	}
+	defer old.close()
 	have, err := c.names(ctx, job.To)
 	if err != nil {
 		return Carried{}, err
 	}
-	var result Carried
-	names := rooms[indexed]{}
-	limit := job.MaxBodyBytes
-	if limit <= 0 {
-		limit = defaultMaxBody
+	transfer := newTransfer(c, job, to)
+	if err := transfer.run(ctx, old, have); err != nil {
+		return transfer.result(), err
 	}
-	b := newBatch(limit)
-	flush := func() error {
-		// A PUT without rooms makes Dendrite wipe auth_data.
-		if b.keys == 0 {
-			return nil
-		}
-		if err := c.writeRooms(ctx, job.To, b); err != nil {
-			return err
-		}
-		result.Carried += b.keys
-		b = newBatch(limit)
-		if job.Progress != nil {
-			job.Progress(result)
+	// What counts is what the homeserver has now, read back.
+	if have, err = c.names(ctx, job.To); err != nil {
+		return transfer.result(), err
+	}
+	result := Carried{Undecrypted: transfer.result().Undecrypted}
+	err = each(old, func(room id.RoomID, sessionID id.SessionID, key indexed) error {
+		result.Total++
+		if !have.lacks(room, sessionID, key.FirstMessageIndex) {
+			result.Carried++
 		}
 		return nil
-	}
-	for _, sessions := range old {
-		result.Total += len(sessions)
-	}
-	for _, room := range slices.Sorted(maps.Keys(old)) {
-		names[room] = make(map[id.SessionID]indexed, len(old[room]))
-		for _, sessionID := range slices.Sorted(maps.Keys(old[room])) {
-			key := old[room][sessionID]
-			names[room][sessionID] = indexed{key.FirstMessageIndex}
-			if !lacks(have, room, sessionID, key.FirstMessageIndex) {
-				result.Carried++
-				continue
-			}
-			plaintext, err := open(key.SessionData, job.FromKey)
-			if err != nil {
-				result.Undecrypted = append(result.Undecrypted, sessionID)
-				continue
-			}
-			if key.SessionData, err = seal(plaintext, to); err != nil {
-				return result, fmt.Errorf("encrypting a room key to key-backup version %s: %w", job.To, err)
-			}
-			encoded, err := json.Marshal(key)
-			if err != nil {
-				return result, fmt.Errorf("encoding a room key: %w", err)
-			}
-			if !b.add(room, sessionID, encoded) {
-				if err := flush(); err != nil {
-					return result, err
-				}
-				b.add(room, sessionID, encoded)
-			}
-		}
-		delete(old, room)
-	}
-	if err := flush(); err != nil {
-		return result, err
-	}
-	if have, err = c.names(ctx, job.To); err != nil {
-		return result, err
-	}
-	result.Carried = result.Total
-	for room, sessions := range names {
-		for sessionID, key := range sessions {
-			if lacks(have, room, sessionID, key.FirstMessageIndex) {
-				result.Carried--
-			}
-		}
-	}
-	result.Complete = result.Carried == result.Total
-	return result, nil
+	})
+	result.Complete = err == nil && result.Carried == result.Total
+	return result, err
 }
 
 // names reads what the new version has.
-func (c *Client) names(ctx context.Context, version id.KeyBackupVersion) (rooms[indexed], error) {
-	have, err := readRooms[indexed](ctx, c, version)
+func (c *Client) names(ctx context.Context, version id.KeyBackupVersion) (index, error) {
+	have, err := c.index(ctx, version)
 	if errors.Is(err, mautrix.MNotFound) {
 		return nil, fmt.Errorf("carrying over into key-backup version %s: %w", version, ErrChanged)
 	}
 	return have, err
-}
-
-// lacks is the plan: a key is written if the new version has none for that session, or one that starts at a later
-// message. Homeservers replace a key by one that is verified, by one that starts earlier, and by one that was forwarded
-// less often (client-server API, "Server-side key backups"; Synapse and Dendrite apply them one by one), so whatever
-// else is there must not be sent: a verified key that starts later would replace a better one.
-func lacks(have rooms[indexed], room id.RoomID, sessionID id.SessionID, firstMessageIndex int) bool {
-	present, ok := have[room][sessionID]
-	return !ok || present.FirstMessageIndex > firstMessageIndex
 }
 
 func publicKey(text string) (*ecdh.PublicKey, error) {

@@ -9,8 +9,11 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"path"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
@@ -28,6 +31,9 @@ type homeserver struct {
 	// fail says what goes wrong with the next PUT: nothing, it is lost, or its answer is.
 	fail   func() string
 	broken []string
+	// changes is the old version's etag; arrive is called with each PUT, and may put a key into the old version.
+	changes int
+	arrive  func()
 }
 
 func newHomeserver(t interface{ Cleanup(func()) }) *homeserver {
@@ -59,6 +65,18 @@ func (h *homeserver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	version := id.KeyBackupVersion(req.URL.Query().Get("version"))
 	keys, ok := h.versions[version]
 	switch {
+	case strings.Contains(req.URL.Path, "/room_keys/version/"):
+		of := id.KeyBackupVersion(path.Base(req.URL.Path))
+		keys, ok := h.versions[of]
+		if !ok {
+			refuse(404, "M_NOT_FOUND")
+			return
+		}
+		count := 0
+		for _, sessions := range keys {
+			count += len(sessions)
+		}
+		_, _ = fmt.Fprintf(w, `{"version":%q,"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{},"count":%d,"etag":"%d"}`, of, count, h.changes)
 	case strings.HasSuffix(req.URL.Path, "/room_keys/version"):
 		_, _ = fmt.Fprintf(w, `{"version":%q,"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{},"count":0,"etag":""}`, h.current)
 	case !ok:
@@ -89,6 +107,9 @@ func (h *homeserver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			h.broken = append(h.broken, fmt.Sprintf("a PUT of %d bytes and %d keys over the limit of %d", len(raw), sent, h.limit))
 		}
 		what := h.fail()
+		if h.arrive != nil {
+			h.arrive()
+		}
 		if what != "lost" {
 			for room, sessions := range body.Rooms {
 				for sessionID, key := range sessions.Sessions {
@@ -345,12 +366,71 @@ func TestRoomKeysAreReadAsAStream(t *testing.T) {
 		"a list":                           {`[]`, 0, false},
 		"a page":                           {`<html>`, 0, false},
 	} {
-		read, err := decodeRooms[indexed](strings.NewReader(c.body))
+		read := 0
+		err := decodeKeys(strings.NewReader(c.body), func(id.RoomID, id.SessionID, indexed) error { read++; return nil })
 		if (err == nil) != c.ok || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if len(read) != c.want {
-			t.Errorf("%s: %d rooms, not %d", name, len(read), c.want)
+		if read != c.want {
+			t.Errorf("%s: %d keys, not %d", name, read, c.want)
 		}
 	}
+}
+
+// A client that has not heard of the new version goes on uploading to the old one: what it adds is carried as well, and
+// where it never stops, the carry-over does not say that it is complete.
+func TestKeysThatArriveInTheOldVersionMeanwhileAreCaughtUp(t *testing.T) {
+	for _, arrivals := range []int{0, 1, 3, 1000} {
+		oldKey, newKey := generate(t), generate(t)
+		h := newHomeserver(t)
+		h.limit = defaultMaxBody
+		h.versions["1"]["!r:x"] = map[id.SessionID]session{"first": {SessionData: sealFor(t, oldKey, `{}`)}}
+		h.arrive = func() {
+			if h.changes < arrivals {
+				h.changes++
+				h.versions["1"]["!r:x"][id.SessionID(fmt.Sprint("late", h.changes))] = session{SessionData: sealFor(t, oldKey, `{}`)}
+			}
+		}
+		result, err := h.client().CarryOver(t.Context(), CarryOver{From: "1", To: "2", FromKey: oldKey, ToKey: newKey.PublicKey()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if endless := arrivals == 1000; result.Complete == endless || !endless && (result.Carried != arrivals+1 || len(h.versions["2"]["!r:x"]) != arrivals+1) {
+			t.Errorf("with %d arrivals it is %+v, and the new version has %d", arrivals, result, len(h.versions["2"]["!r:x"]))
+		}
+	}
+}
+
+// A write that fails for good ends every part of a carry-over, with keys of all of them on their way.
+func TestACarryOverThatFailsLeavesNothingRunning(t *testing.T) {
+	oldKey, newKey := generate(t), generate(t)
+	h := newHomeserver(t)
+	h.limit = 600
+	h.versions["1"]["!r:x"] = map[id.SessionID]session{}
+	data := sealFor(t, oldKey, `{}`)
+	for i := range 500 {
+		h.versions["1"]["!r:x"][id.SessionID(fmt.Sprint("s", i))] = session{SessionData: data}
+	}
+	puts := 0
+	h.fail = func() string {
+		if puts++; puts > 3 {
+			return "lost"
+		}
+		return ""
+	}
+	before := runtime.NumGoroutine()
+	for range 20 {
+		puts = 0
+		if _, err := h.client().CarryOver(t.Context(), CarryOver{From: "1", To: "2", FromKey: oldKey, ToKey: newKey.PublicKey(), MaxBodyBytes: h.limit, Workers: 4}); err == nil {
+			t.Fatal("it did not fail")
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	for range 100 {
+		if runtime.NumGoroutine() <= before+10 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d goroutines were there before, and %d are now", before, runtime.NumGoroutine())
 }

@@ -28,55 +28,46 @@ type indexed struct {
 	FirstMessageIndex int `json:"first_message_index"`
 }
 
-// rooms is the keys of a version by room and session.
+// rooms is keys by room and session.
 type rooms[S any] map[id.RoomID]map[id.SessionID]S
 
-// readRooms reads all of a version's keys. The API lists neither rooms nor sessions, so there is no way around one
-// answer with everything in it; it is decoded room by room as it arrives, and what S leaves out is never held.
-func readRooms[S any](ctx context.Context, c *Client, version id.KeyBackupVersion) (rooms[S], error) {
-	var read rooms[S]
-	_, err := c.matrix.MakeFullRequest(ctx, mautrix.FullRequest{
-		Method: http.MethodGet,
-		URL:    c.keysURL(version),
-		Handler: func(_ *http.Request, res *http.Response, _ any, limit int64) ([]byte, error) {
-			var err error
-			// From the start again, as mautrix may call it once more after a failure.
-			read, err = decodeRooms[S](io.LimitReader(res.Body, limit))
-			return nil, err
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading the room keys of key-backup version %s: %w", version, err)
-	}
-	return read, nil
-}
-
-// decodeRooms reads {"rooms": {<room>: {"sessions": {<session>: S}}}} as a stream.
-func decodeRooms[S any](r io.Reader) (rooms[S], error) {
-	read := rooms[S]{}
+// decodeKeys reads {"rooms": {<room>: {"sessions": {<session>: S}}}} as a stream, and hands over one key after the other.
+func decodeKeys[S any](r io.Reader, take func(room id.RoomID, sessionID id.SessionID, key S) error) error {
 	decoder := json.NewDecoder(r)
+	skip := func() error {
+		var unknown json.RawMessage
+		return decoder.Decode(&unknown)
+	}
 	err := object(decoder, func(key string) error {
 		if key != "rooms" {
-			var unknown json.RawMessage
-			return decoder.Decode(&unknown)
+			return skip()
 		}
 		return object(decoder, func(room string) error {
-			var keys struct {
-				Sessions map[id.SessionID]S `json:"sessions"`
-			}
-			if err := decoder.Decode(&keys); err != nil {
-				return err
-			}
-			if len(keys.Sessions) > 0 {
-				read[id.RoomID(room)] = keys.Sessions
-			}
-			return nil
+			return object(decoder, func(key string) error {
+				if key != "sessions" {
+					return skip()
+				}
+				return object(decoder, func(sessionID string) error {
+					var s S
+					if err := decoder.Decode(&s); err != nil {
+						return err
+					}
+					return take(id.RoomID(room), id.SessionID(sessionID), s)
+				})
+			})
 		})
 	})
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return read, err
+	return err
+}
+
+// limited is a reader of at most limit bytes.
+func limited(r io.Reader, limit int64) io.Reader { return io.LimitReader(r, limit) }
+
+func wrapVersion(doing string, version id.KeyBackupVersion, err error) error {
+	return fmt.Errorf("%s key-backup version %s: %w", doing, version, err)
 }
 
 // object reads a JSON object, or null as an empty one, and calls field with each key when its value is next.
@@ -111,9 +102,9 @@ func (c *Client) writeRooms(ctx context.Context, version id.KeyBackupVersion, b 
 		return nil
 	}
 	if current, readErr := c.Current(ctx); errors.Is(err, mautrix.MWrongRoomKeysVersion) || (readErr == nil && (current == nil || current.ID != version)) {
-		return fmt.Errorf("writing room keys into key-backup version %s: %w", version, ErrChanged)
+		err = ErrChanged
 	}
-	return fmt.Errorf("writing room keys into key-backup version %s: %w", version, err)
+	return wrapVersion("writing room keys into", version, err)
 }
 
 func (c *Client) keysURL(version id.KeyBackupVersion) string {

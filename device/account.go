@@ -23,6 +23,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -37,8 +38,12 @@ type Options struct {
 	OpenSQLite     func(dataSource string) (*sql.DB, error)
 	PickleKey      []byte
 	StatusInterval time.Duration
-	Now            func() time.Time
-	Log            zerolog.Logger
+	// Pace is shared by the accounts of a process; nil holds nothing back.
+	Pace *Pace
+	// Carrying, if set, is told how far a carry-over is; done is total when it is over.
+	Carrying func(user id.UserID, done, total int)
+	Now      func() time.Time
+	Log      zerolog.Logger
 }
 
 // Account is one managed device of one user. It owns its store until Close.
@@ -49,7 +54,7 @@ type Account struct {
 	client   *mautrix.Client
 	endpoint *todevice.Endpoint
 	backup   *backup.Client
-	kms      secretStore
+	kms      secret.Store
 	now      func() time.Time
 	log      zerolog.Logger
 	work     chan struct{}

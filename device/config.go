@@ -38,6 +38,15 @@ type AccountConfig struct {
 	KMS          KMS          `yaml:"kms"`
 	Recovery     string       `yaml:"recovery"`
 	Push         Push         `yaml:"push"`
+	OldBackup    OldBackups   `yaml:"old_backup"`
+}
+
+// OldBackups is what becomes of key-backup versions that were replaced.
+type OldBackups struct {
+	// Grace is how long one is kept before it is deleted, which it is only if everything in it was carried over.
+	Grace time.Duration `yaml:"grace"`
+	// Hold keeps them all.
+	Hold bool `yaml:"hold"`
 }
 
 // Login is how the device gets its access token; exactly one way is set.
@@ -73,6 +82,8 @@ type KMS struct {
 type Push struct {
 	Forms        []msc4385.Form `yaml:"forms"`
 	WaitForCarry time.Duration  `yaml:"wait_for_carry"`
+	// RepeatAfter is when the key is pushed to every target once more; 0 is never.
+	RepeatAfter time.Duration `yaml:"repeat_after"`
 }
 
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
@@ -103,7 +114,8 @@ func (c Config) validate() error {
 
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
-	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second}}
+	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second, RepeatAfter: 10 * time.Minute},
+		OldBackup: OldBackups{Grace: 30 * 24 * time.Hour}}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
@@ -136,6 +148,10 @@ func (c AccountConfig) validate() error {
 		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
+	case c.OldBackup.Grace < 0:
+		return fmt.Errorf("old_backup.grace is %s: write how long an old key backup is kept, such as 720h", c.OldBackup.Grace)
+	case c.Push.RepeatAfter < 0 || c.Push.RepeatAfter > 0 && c.Push.RepeatAfter < time.Second:
+		return fmt.Errorf("push.repeat_after is %s: write 10m, or 0 for never", c.Push.RepeatAfter)
 	case len(c.Push.Forms) == 0:
 		return errors.New("push.forms is empty: write m.secret.send, io.element.msc4385.secret.push or both")
 	}
@@ -151,13 +167,7 @@ func (c AccountConfig) validate() error {
 	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
 }
 
-// secretStore is what a device asks of its KMS.
-type secretStore interface {
-	secret.Reader
-	secret.Creator
-}
-
-func (k KMS) open() (secretStore, error) {
+func (k KMS) open() (secret.Store, error) {
 	if k.Type == "file" {
 		return filesecret.New(filesecret.Config{Dir: k.Dir})
 	}

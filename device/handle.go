@@ -20,6 +20,9 @@ var accepts = map[string]msc4385.Verdict{protocol.SecretMegolmBackup: msc4385.Ac
 
 // Handle acts on one message, in the transaction of its decryption.
 func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
+	if err := a.noteBegun(ctx, message); err != nil {
+		return err
+	}
 	switch message.Type {
 	case protocol.TypeTrigger.Type:
 		return a.trigger(ctx, message)
@@ -34,6 +37,22 @@ func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
 	}
 	// Room keys, dummies and whatever else a client sends its user's devices: read, and let go.
 	return nil
+}
+
+// noteBegun notices a device of the user that began an Olm session with this one.
+func (a *Account) noteBegun(ctx context.Context, message *todevice.Message) error {
+	if !message.Began || message.Sender != a.config.UserID {
+		return nil
+	}
+	p, err := a.pin(ctx)
+	if err != nil || !p.Accepted || !message.Identity.PinnedTo(p.OwnMasterKey) {
+		return err
+	}
+	sender, known := message.SenderDevice()
+	if !known || !sender.CrossSigned {
+		return nil
+	}
+	return a.began(ctx, sender)
 }
 
 // greeting is an empty message: from the pinned bot it says which of its devices reports go to now, since a restored
@@ -103,6 +122,9 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	if slices.ContainsFunc(j.Plan, func(d protocol.Delivery) bool { return d.Outcome == protocol.OutcomeSuperseded }) {
 		// What was withdrawn when the rotation was cancelled is pushed again, in another round.
 		j.Plan = nil
+	}
+	if err := a.setExcluded(ctx, trigger.Exclude); err != nil {
+		return err
 	}
 	// A new attempt at a known rotation goes on from where it is.
 	j.Trigger, j.Attempt, j.Ended, j.Tries, j.NextTry = trigger, trigger.Attempt, false, 0, a.now()

@@ -49,7 +49,12 @@ func (a *Account) supersede(ctx context.Context, trigger protocol.Trigger) error
 			return err
 		}
 	}
-	return nil
+	// Rounds of the very key that the trigger means go on.
+	ours, err := a.store.get(ctx, "our_kms_version")
+	if err != nil || ours == trigger.KMS.Version {
+		return err
+	}
+	return a.endRounds(ctx, "superseded")
 }
 
 // endAll ends the work on every open rotation.
@@ -63,7 +68,7 @@ func (a *Account) endAll(ctx context.Context, why string) error {
 			return err
 		}
 	}
-	return nil
+	return a.endRounds(ctx, why)
 }
 
 // sameKey reports whether a rotation took up the trigger's version already, or a newer one: the KMS's current version

@@ -42,7 +42,16 @@ func (a *Account) Run(ctx context.Context) error {
 	})
 	loops.Go(func() { loop.Repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
 	loops.Go(func() {
-		loop.Repeat(ctx, nil, a.options.StatusInterval, func() { a.warn(ctx, a.sendStatus(ctx), "The status could not be sent") })
+		// Also when the user's devices changed: one that was verified just now is to have the key.
+		loop.Repeat(ctx, a.endpoint.DevicesChanged(), a.options.StatusInterval, func() {
+			a.warn(ctx, a.sendStatus(ctx), "The status could not be sent")
+			a.wake()
+		})
+	})
+	loops.Go(func() {
+		loop.Repeat(ctx, nil, min(cleanUpInterval, a.options.StatusInterval), func() {
+			a.warn(ctx, a.cleanUp(ctx), "An old key-backup version is kept for now")
+		})
 	})
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -93,6 +102,7 @@ func (a *Account) workOnce(ctx context.Context) {
 		}
 	}
 	a.warn(ctx, a.adopt(ctx), "A received key could not be compared with the key backup yet")
+	a.warn(ctx, a.pushAgain(ctx), "The key could not be pushed again yet")
 	jobs, err := a.store.jobs(ctx, true)
 	if err != nil {
 		a.warn(ctx, err, "The journal could not be read")
@@ -124,9 +134,8 @@ func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 	if err != nil || row == nil || row.Ended || row.Trigger.Sequence != j.Trigger.Sequence {
 		return err
 	}
+	wait := backoff(row.Tries)
 	row.Tries++
-	delay := min(time.Second<<min(row.Tries-1, 10), 10*time.Minute)
-	wait := delay/2 + rand.N(delay/2)
 	row.NextTry, row.LastError = a.now().Add(wait), cause.Error()
 	time.AfterFunc(wait, a.wake)
 	report := protocol.Progress{Stage: protocol.StageFailed, Error: &protocol.ErrorReport{Code: protocol.FaultInternal, Retryable: true}}
@@ -138,6 +147,12 @@ func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 		return err
 	}
 	return nil
+}
+
+// backoff is the wait after a failure: it doubles from a second to ten minutes, with jitter.
+func backoff(tries int) time.Duration {
+	delay := min(time.Second<<min(tries, 10), 10*time.Minute)
+	return delay/2 + rand.N(delay/2)
 }
 
 // adopt compares received keys, newest first, with the current version, keeps the one that fits and drops the rest.

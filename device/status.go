@@ -66,6 +66,11 @@ func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {
 	if err != nil {
 		return status, err
 	}
+	if identities[a.config.UserID].PinnedTo(p.OwnMasterKey) {
+		if err := a.newTargets(ctx, identities[a.config.UserID]); err != nil {
+			return status, err
+		}
+	}
 	for _, device := range identities[a.config.UserID].Devices {
 		switch {
 		case device.DeviceID == a.client.DeviceID:
@@ -83,6 +88,9 @@ func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {
 	for _, j := range jobs {
 		open = open || !j.Ended
 		status.LastRotation, status.LastStage, status.HighestSequence = &j.Rotation, j.Stage, max(status.HighestSequence, j.Trigger.Sequence)
+	}
+	if status.OldBackups, err = a.oldBackupReports(ctx); err != nil {
+		return status, err
 	}
 	if !open {
 		status.Drifted, err = a.drift(ctx, status)

@@ -133,6 +133,9 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 	}
 	progress.At = protocol.At(a.now())
 	key := fmt.Sprintf("report/%s/%d/%s", progress.RotationID, progress.Attempt, progress.Stage)
+	if progress.Round > 0 {
+		key += fmt.Sprintf("/round/%d", progress.Round)
+	}
 	if progress.Error != nil {
 		key += "/" + string(progress.Error.Code)
 	}
@@ -307,8 +310,8 @@ func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, f
 	}
 	// Before the new version exists: if this work is overtaken just after it does, the old one must not be forgotten.
 	if j.OldVersion != "" && !key.Fits(j.PublicKey) {
-		if _, err := a.store.db.Exec(ctx, `INSERT INTO carry (version) VALUES ($1) ON CONFLICT DO NOTHING`, j.OldVersion); err != nil {
-			return fmt.Errorf("journaling the version to carry over: %w", err)
+		if err := a.store.toCarry(ctx, j, a.now()); err != nil {
+			return err
 		}
 	}
 	version, created, err := a.backup.Ensure(ctx, key, id.KeyBackupVersion(j.OldVersion), signers...)

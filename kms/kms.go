@@ -31,6 +31,7 @@ type Metadata interface {
 var (
 	ErrNotFound    = errors.New("the KMS has no such secret or version")
 	ErrExists      = errors.New("the KMS has a value there already, which is not written over")
+	ErrConflict    = errors.New("another version is the current one in the KMS by now")
 	ErrForbidden   = errors.New("the KMS refuses these credentials")
 	ErrUnavailable = errors.New("the KMS is not available")
 	ErrMalformed   = errors.New("the KMS's answer is malformed")

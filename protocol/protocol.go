@@ -173,7 +173,15 @@ type Trigger struct {
 	IssuedAt   Millis        `json:"issued_at"`
 	ExpiresAt  Millis        `json:"expires_at"`
 	Reported   *StoreMark    `json:"reported,omitempty"`
+	// OldBackupGrace is how long the key-backup version that is replaced is kept; nil is as the account file says.
+	OldBackupGrace *Seconds `json:"old_backup_grace,omitempty"`
 }
+
+// Seconds is a span of time in whole seconds.
+type Seconds int64
+
+// Duration converts.
+func (s Seconds) Duration() time.Duration { return time.Duration(s) * time.Second }
 
 // Skew is how far the two clocks may be apart before a trigger counts as expired or not yet issued.
 const Skew = 5 * time.Minute
@@ -224,24 +232,30 @@ type Progress struct {
 	RecoveryCopy RecoveryCopy   `json:"recovery_copy,omitempty"`
 	Deliveries   []Delivery     `json:"deliveries,omitempty"`
 	Error        *ErrorReport   `json:"error,omitempty"`
-	SequenceMark int64          `json:"sequence_mark,omitempty"`
-	Store        *StoreMark     `json:"store,omitempty"`
-	At           Millis         `json:"at"`
+	// Round and Cause are of a push beyond the rotation's own: its number, and why it was made.
+	Round        int        `json:"round,omitempty"`
+	Cause        string     `json:"cause,omitempty"`
+	SequenceMark int64      `json:"sequence_mark,omitempty"`
+	Store        *StoreMark `json:"store,omitempty"`
+	At           Millis     `json:"at"`
 }
 
 // Stage is how far an attempt came, in the order of work.
 type Stage string
 
 // The stages a device reports. StageRejected and StageNeedsAttention end the attempt without a change of key;
-// StageFailed reports an error (retryable or not) and leaves the attempt where it was. StageWithdrawn gives the targets
-// of an attempt that a newer trigger or a cancel ended their outcomes, and says nothing else.
+// StageFailed reports an error (retryable or not) and leaves the attempt where it was. StageCarryingOver tells how far a
+// long carry-over is. StageWithdrawn gives the targets of an attempt that a newer trigger or a cancel ended their
+// outcomes, and says nothing else. StageCleanedUp tells that the version that was replaced is deleted.
 const (
 	StageTriggerAccepted     Stage = "trigger_accepted"
 	StageFetched             Stage = "fetched"
 	StageBackupCreated       Stage = "backup_created"
 	StageRecoveryCopyWritten Stage = "recovery_copy_written"
+	StageCarryingOver        Stage = "carrying_over"
 	StageCarriedOver         Stage = "carried_over"
 	StagePushed              Stage = "pushed"
+	StageCleanedUp           Stage = "cleaned_up"
 	StageRejected            Stage = "rejected"
 	StageNeedsAttention      Stage = "needs_attention"
 	StageFailed              Stage = "failed"
@@ -358,6 +372,7 @@ type Status struct {
 	LastStage         Stage        `json:"last_stage,omitempty"`
 	HighestSequence   int64        `json:"highest_sequence,omitempty"`
 	Drifted           *DriftReport `json:"drifted,omitempty"`
+	OldBackups        []OldBackup  `json:"old_backups,omitempty"`
 	SoftwareVersion   string       `json:"software_version,omitempty"`
 	Store             *StoreMark   `json:"store,omitempty"`
 	At                Millis       `json:"at"`
@@ -373,6 +388,24 @@ func (s Status) Validate() error {
 	}
 	return nil
 }
+
+// OldBackup is a key-backup version that was replaced. Until is when it may be deleted, where it is kept for that long.
+type OldBackup struct {
+	Version     string         `json:"version"`
+	State       OldBackupState `json:"state"`
+	CarriedOver bool           `json:"carried_over"`
+	Until       Millis         `json:"until,omitempty"`
+}
+
+// OldBackupState is what becomes of an old key-backup version.
+type OldBackupState string
+
+// The states of an old version: kept until its grace is over, held by somebody's word, deleted.
+const (
+	OldBackupKept    OldBackupState = "kept_until"
+	OldBackupHeld    OldBackupState = "held"
+	OldBackupDeleted OldBackupState = "deleted"
+)
 
 // DriftReport tells that the world is not as Keyherald left it.
 type DriftReport struct {

@@ -75,6 +75,7 @@ type Endpoint struct {
 	pausedUntil time.Time
 	arrived     chan struct{}
 	queued      chan struct{}
+	changed     chan struct{}
 }
 
 // New checks the configuration; it does no I/O.
@@ -103,6 +104,7 @@ func New(config Config) (*Endpoint, error) {
 		log:       config.Log,
 		arrived:   make(chan struct{}, 1),
 		queued:    make(chan struct{}, 1),
+		changed:   make(chan struct{}, 1),
 	}, nil
 }
 
@@ -115,6 +117,10 @@ func (e *Endpoint) Arrived() <-chan struct{} { return e.arrived }
 
 // Queued: see Arrived.
 func (e *Endpoint) Queued() <-chan struct{} { return e.queued }
+
+// DevicesChanged is signalled when the homeserver said that the user's own devices, or their signatures, changed. Not
+// every homeserver tells it of the user himself, so whoever listens looks now and then as well.
+func (e *Endpoint) DevicesChanged() <-chan struct{} { return e.changed }
 
 func signal(ch chan struct{}) {
 	select {

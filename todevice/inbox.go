@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -33,6 +34,8 @@ type Message struct {
 	SenderKey        id.Curve25519
 	SenderSigningKey id.Ed25519
 	CiphertextHash   [32]byte
+	// Began is true where the message began an Olm session.
+	Began bool
 	// Identity is the sender as the homeserver presented him just before the transaction, if Admit asked for it.
 	Identity *crosssigning.Identity
 }
@@ -112,6 +115,9 @@ func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
 	}
 	if len(resp.ToDevice.Events) > 0 {
 		signal(e.arrived)
+	}
+	if slices.Contains(resp.DeviceLists.Changed, e.client.UserID) {
+		signal(e.changed)
 	}
 	if resp.DeviceOTKCount.SignedCurve25519 < otkLow {
 		if err := e.PublishKeys(ctx); err != nil {

@@ -83,7 +83,7 @@ func (e *Endpoint) decrypt(ctx context.Context, envelope Envelope) (*Message, er
 	} else if !seen.IsZero() {
 		return nil, errDuplicate
 	}
-	plaintext, err := e.open(ctx, state, content.SenderKey, ours)
+	plaintext, began, err := e.open(ctx, state, content.SenderKey, ours)
 	if err != nil {
 		return nil, err
 	}
@@ -109,16 +109,18 @@ func (e *Endpoint) decrypt(ctx context.Context, envelope Envelope) (*Message, er
 		SenderKey:        content.SenderKey,
 		SenderSigningKey: inner.Keys.Ed25519,
 		CiphertextHash:   hash,
+		Began:            began,
 	}, nil
 }
 
-func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, message olmCiphertext) ([]byte, error) {
+// open decrypts, and says whether the message began a session.
+func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, message olmCiphertext) (plaintext []byte, began bool, err error) {
 	if message.Type != id.OlmMsgTypePreKey && message.Type != id.OlmMsgTypeMsg {
-		return nil, fmt.Errorf("%w: unknown Olm message type", errMalformed)
+		return nil, false, fmt.Errorf("%w: unknown Olm message type", errMalformed)
 	}
 	sessions, err := state.store.GetSessions(ctx, sender)
 	if err != nil {
-		return nil, fmt.Errorf("loading Olm sessions: %w", err)
+		return nil, false, fmt.Errorf("loading Olm sessions: %w", err)
 	}
 	for _, session := range sessions {
 		if message.Type == id.OlmMsgTypePreKey {
@@ -131,30 +133,30 @@ func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, m
 			continue
 		}
 		if err := state.store.UpdateSession(ctx, sender, session); err != nil {
-			return nil, fmt.Errorf("saving an Olm session: %w", err)
+			return nil, false, fmt.Errorf("saving an Olm session: %w", err)
 		}
-		return plaintext, nil
+		return plaintext, false, nil
 	}
 	if message.Type != id.OlmMsgTypePreKey {
-		return nil, errNoSession
+		return nil, false, errNoSession
 	}
 	session, err := state.account.NewInboundSessionFrom(sender, message.Body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoSession, err)
+		return nil, false, fmt.Errorf("%w: %w", errNoSession, err)
 	}
-	plaintext, err := session.Decrypt(message.Body, message.Type)
+	plaintext, err = session.Decrypt(message.Body, message.Type)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoSession, err)
+		return nil, false, fmt.Errorf("%w: %w", errNoSession, err)
 	}
 	if err := state.store.AddSession(ctx, sender, session); err != nil {
-		return nil, fmt.Errorf("saving a new Olm session: %w", err)
+		return nil, false, fmt.Errorf("saving a new Olm session: %w", err)
 	}
 	// A fallback key stays, and is then not among the one-time keys: that is no error.
 	_ = state.account.Internal.RemoveOneTimeKeys(session.Internal)
 	if err := state.store.PutAccount(ctx, state.account); err != nil {
-		return nil, fmt.Errorf("saving the Olm account: %w", err)
+		return nil, false, fmt.Errorf("saving the Olm account: %w", err)
 	}
-	return plaintext, nil
+	return plaintext, true, nil
 }
 
 // encrypt makes the ciphertext for one device and advances the ratchet in the transaction. Without a session and

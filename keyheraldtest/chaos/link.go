@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"net/http"
@@ -144,6 +145,13 @@ func (g *gate) set(m mood) {
 func (g *gate) close() error { return g.server.Close() }
 
 func (g *gate) pass(proxy http.Handler, w http.ResponseWriter, r *http.Request) {
+	// Read whole before it goes on: where a server answers while the body is still on its way, the proxy's connection to it
+	// may be closed with the answer half read, and that would be a fault that the schedule does not have.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	g.mu.Lock()
 	m := g.mood
 	g.mu.Unlock()

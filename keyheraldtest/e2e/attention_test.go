@@ -108,12 +108,15 @@ func TestARoomKeyThatTheOldKeyDoesNotOpenKeepsTheOldVersion(t *testing.T) {
 	_, _, err = w.stock.WriteHistory(ctx, version, other, "encrypted to another key")
 	check(t, err)
 	w.newKey(t, "1")
-	w.manage(t, "managed")
+	w.manage(t, "managed", func(c *device.AccountConfig) { c.OldBackup.Grace = time.Second })
 	w.notify(t, "n1", "1")
 	w.caused(t, protocol.AttentionCarryOverIncomplete)
 	if w.currentVersion(t) == version.String() {
 		t.Error("the rotation did not go on with the room keys it could read")
 	}
+	// And it is never deleted by itself, long after its grace.
+	before := w.status(t).At.Time()
+	wait(t, "its grace to be over", func() bool { return w.status(t).At.Time().Sub(before) > 4*time.Second })
 	var kept struct {
 		Count int `json:"count"`
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -222,7 +222,10 @@ func (w *world) account(t *testing.T, name string, change ...func(*device.Accoun
 	config := device.AccountConfig{UserID: w.alice, Homeserver: w.hs.URL, DeviceName: name,
 		Login:        device.Login{PasswordFile: filepath.Join(w.dir, "password")},
 		Verification: device.Verification{RecoveryKeyFile: filepath.Join(w.dir, "recovery")},
-		KMS:          device.KMS{Name: "dev", Type: "file", Dir: filepath.Join(w.dir, "kms"), Path: "keyherald/alice"}, Recovery: "require"}
+		KMS:          device.KMS{Name: "dev", Type: "file", Dir: filepath.Join(w.dir, "kms"), Path: "keyherald/alice"}, Recovery: "require",
+		// No push but those that a test is about.
+		Push:      device.Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second},
+		OldBackup: device.OldBackups{Grace: 30 * 24 * time.Hour}}
 	for _, f := range change {
 		f(&config)
 	}
@@ -230,7 +233,7 @@ func (w *world) account(t *testing.T, name string, change ...func(*device.Accoun
 	check(t, err)
 	path := filepath.Join(w.dir, "accounts.d", name+".yaml")
 	check(t, os.MkdirAll(filepath.Dir(path), 0o700))
-	check(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), "push:\n    forms: []\n    wait_for_carry: 0s\n", "")), 0o600))
+	check(t, os.WriteFile(path, raw, 0o600))
 	loaded, err := device.LoadAccount(path)
 	check(t, err)
 	return loaded

@@ -19,13 +19,13 @@ import (
 )
 
 func TestTheDirectoryKMSConforms(t *testing.T) {
-	kmstest.Run(t, func(t *testing.T) kmstest.KMS {
+	kmstest.Run(t, kmstest.Traits{HasPublicKey: true, Local: true, Absent: "99"}, func(t *testing.T) kmstest.KMS {
 		dir := t.TempDir()
 		metadata, err := filemeta.New(filemeta.Config{Dir: dir})
 		check(t, err)
 		secrets, err := filesecret.New(filesecret.Config{Dir: dir})
 		check(t, err)
-		return kmstest.KMS{Metadata: unprivileged{metadata, dir}, Privileged: metadata, Secrets: secrets, HasPublicKey: true, Put: directory(dir).put}
+		return kmstest.KMS{Metadata: unprivileged{metadata, dir}, Privileged: metadata, Secrets: secrets, ReadOnly: readOnly{secrets, dir}, Put: directory(dir).put}
 	})
 }
 
@@ -52,31 +52,63 @@ type unprivileged struct {
 	dir string
 }
 
-// CanReadSecret closes the keys to everybody for the moment, or asks as nobody where the tests run as root, whom no
-// file mode stops.
 func (u unprivileged) CanReadSecret(ctx context.Context, path string) (readable bool, err error) {
+	keys, err := filepath.Glob(filepath.Join(u.dir, path, "*.key"))
+	if err != nil {
+		return false, err
+	}
+	err = refused(keys, func() (err error) {
+		readable, err = u.Client.CanReadSecret(ctx, path)
+		return err
+	})
+	return readable, err
+}
+
+// readOnly is the secrets' client as somebody who may not write.
+type readOnly struct {
+	*filesecret.Client
+	dir string
+}
+
+func (r readOnly) Write(ctx context.Context, path, after string, key backupkey.Key) (version string, err error) {
+	err = refused([]string{filepath.Join(r.dir, path), r.dir}, func() (err error) {
+		version, err = r.Client.Write(ctx, path, after, key)
+		return err
+	})
+	return version, err
+}
+
+func (r readOnly) Create(ctx context.Context, path, value string) error {
+	return refused([]string{r.dir}, func() error { return r.Client.Create(ctx, path, value) })
+}
+
+// refused does something while the files have no rights for anybody, or as nobody where the tests run as root, whom no
+// file mode stops.
+func refused(files []string, do func() error) (err error) {
 	if os.Geteuid() == 0 {
 		// The thread's file-system identity alone is changed, and only while this goroutine has the thread to itself.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		const nobody = 65534
 		if err := syscall.Setfsuid(nobody); err != nil {
-			return false, err
+			return err
 		}
 		defer func() { err = errors.Join(err, syscall.Setfsuid(0)) }()
-		return u.Client.CanReadSecret(ctx, path)
+		return do()
 	}
-	keys, err := filepath.Glob(filepath.Join(u.dir, path, "*.key"))
-	if err != nil {
-		return false, err
-	}
-	for _, key := range keys {
-		if err := os.Chmod(key, 0); err != nil {
-			return false, err
+	for _, file := range files {
+		info, err := os.Stat(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
 		}
-		defer func() { err = errors.Join(err, os.Chmod(key, 0o600)) }()
+		if err := os.Chmod(file, 0); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.Chmod(file, info.Mode())) }()
 	}
-	return u.Client.CanReadSecret(ctx, path)
+	return do()
 }
 
 func TestAKeyThatOthersMayReadIsRefused(t *testing.T) {

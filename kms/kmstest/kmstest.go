@@ -3,6 +3,7 @@
 package kmstest
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"strings"
@@ -11,27 +12,54 @@ import (
 	"maunium.net/go/mautrix/crypto/utils"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/kms/secret"
 )
 
-// KMS is one key-management system with both clients on it. Secrets may read; Metadata may not.
-type KMS struct {
-	Metadata kms.Metadata
-	Secrets  secret.Reader
-	// Privileged is a metadata client with credentials that may read secrets too, which the preflight must notice.
-	Privileged kms.Metadata
-	// Put writes the metadata (public; none if empty) and then the value as the next version, makes it current, and
-	// returns its name. Versions are decimal.
-	Put func(t *testing.T, path, value, public string) (version string)
+// Traits are what systems differ in.
+type Traits struct {
 	// HasPublicKey says that the metadata client sees public keys.
 	HasPublicKey bool
+	// Unordered says that the names of versions tell no order; decimal ones do.
+	Unordered bool
+	// Absent is a version in the system's form that no secret has.
+	Absent string
+	// Local says that the system is this machine's own: there is no wire and are no accounts.
+	Local bool
+}
+
+// KMS is one key-management system with clients of several rights on it.
+type KMS struct {
+	// Metadata may read metadata alone; Privileged may read secrets too, which the preflight must notice.
+	Metadata   kms.Metadata
+	Privileged kms.Metadata
+	// Secrets may read and write, ReadOnly may only read.
+	Secrets  secret.Store
+	ReadOnly secret.Store
+	// Stranger and StrangerSecrets are known to the system and have no rights; nil where Traits.Local.
+	Stranger        kms.Metadata
+	StrangerSecrets secret.Store
+	// Put writes the metadata (public; none if empty) and then the value as the next version, makes it current, and
+	// returns its name.
+	Put func(t *testing.T, path, value, public string) (version string)
+	// Traffic is what came over the wire to and from the clients so far, in clear; nil where Traits.Local.
+	Traffic func() []byte
 }
 
 // Run runs the suite on a fresh KMS for each test.
-func Run(t *testing.T, start func(t *testing.T) KMS) {
+func Run(t *testing.T, traits Traits, start func(t *testing.T) KMS) {
 	t.Helper()
-	const path = "keyherald/alice"
+	t.Run("reading", func(t *testing.T) { reading(t, traits, start) })
+	t.Run("writing", func(t *testing.T) { writing(t, traits, start) })
+	if !traits.Local {
+		t.Run("rights", func(t *testing.T) { rights(t, start) })
+	}
+}
+
+const path = "keyherald/alice"
+
+func reading(t *testing.T, traits Traits, start func(t *testing.T) KMS) {
 	key, err := backupkey.Generate()
 	if err != nil {
 		t.Fatal(err)
@@ -45,15 +73,15 @@ func Run(t *testing.T, start func(t *testing.T) KMS) {
 		k := start(t)
 		first := k.Put(t, path, other.RevealBase64(), other.PublicKey())
 		second := k.Put(t, path, key.RevealBase64(), key.PublicKey())
-		if newer, ordered := kms.NewerVersion(second, first); !newer || !ordered {
-			t.Fatalf("version %q is not newer than %q", second, first)
+		if newer, ordered := kms.NewerVersion(second, first); ordered == traits.Unordered || newer == traits.Unordered {
+			t.Fatalf("version %q after %q: newer=%v, ordered=%v", second, first, newer, ordered)
 		}
 		described, err := k.Metadata.Current(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := kms.Description{Path: path, Version: second}
-		if k.HasPublicKey {
+		if traits.HasPublicKey {
 			want.PublicKey = key.PublicKey()
 		}
 		if described != want {
@@ -154,7 +182,7 @@ func Run(t *testing.T, start func(t *testing.T) KMS) {
 		_, current := k.Secrets.Current(ctx, "keyherald/nobody")
 		_, versions := k.Secrets.Versions(ctx, "keyherald/nobody")
 		_, fetched := k.Secrets.Fetch(ctx, "keyherald/nobody", "")
-		_, version := k.Secrets.Fetch(ctx, path, "99")
+		_, version := k.Secrets.Fetch(ctx, path, traits.Absent)
 		for call, err := range map[string]error{"Metadata.Current": described, "Current": current, "Versions": versions, "Fetch": fetched, "Fetch of a version": version} {
 			if !errors.Is(err, kms.ErrNotFound) || kms.Retryable(err) {
 				t.Errorf("%s: got %v, which must be a lasting ErrNotFound", call, err)
@@ -172,7 +200,9 @@ func Run(t *testing.T, start func(t *testing.T) KMS) {
 			_, current := k.Secrets.Current(ctx, bad)
 			_, versions := k.Secrets.Versions(ctx, bad)
 			_, fetched := k.Secrets.Fetch(ctx, bad, "1")
-			for _, err := range []error{described, readable, current, versions, fetched} {
+			created := k.Secrets.Create(ctx, bad, "value")
+			_, written := k.Secrets.Write(ctx, bad, "", key)
+			for _, err := range []error{described, readable, current, versions, fetched, created, written} {
 				if !errors.Is(err, kms.ErrBadPath) {
 					t.Errorf("path %q: got %v, which must be ErrBadPath", bad, err)
 				}
@@ -198,6 +228,99 @@ func Run(t *testing.T, start func(t *testing.T) KMS) {
 		}
 		if readable, err := k.Privileged.CanReadSecret(t.Context(), path); err != nil || !readable {
 			t.Errorf("credentials that may read: readable=%v, %v", readable, err)
+		}
+	})
+
+	t.Run("the preflight tells them before the secret is there", func(t *testing.T) {
+		k := start(t)
+		for name, c := range map[string]struct {
+			metadata kms.Metadata
+			want     bool
+		}{"the server's credentials": {k.Metadata, false}, "credentials that may read": {k.Privileged, true}} {
+			readable, err := c.metadata.CanReadSecret(t.Context(), "keyherald/later")
+			if traits.Local && errors.Is(err, kms.ErrNotFound) {
+				continue // a directory has rights for files that are there
+			}
+			if err != nil || readable != c.want {
+				t.Errorf("%s: readable=%v, %v", name, readable, err)
+			}
+		}
+	})
+
+	t.Run("a call that its caller cancels is cancelled, and nothing else", func(t *testing.T) {
+		if traits.Local {
+			return // files are read at once
+		}
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for call, err := range everyCall(ctx, k.Metadata, k.Secrets, key) {
+			if !errors.Is(err, context.Canceled) || kms.Retryable(err) {
+				t.Errorf("%s: got %v, where the caller cancelled", call, err)
+			}
+		}
+	})
+}
+
+// everyCall makes each call once, on the path of the tests.
+func everyCall(ctx context.Context, metadata kms.Metadata, secrets secret.Store, key backupkey.Key) map[string]error {
+	_, described := metadata.Current(ctx, path)
+	_, readable := metadata.CanReadSecret(ctx, path)
+	_, current := secrets.Current(ctx, path)
+	_, versions := secrets.Versions(ctx, path)
+	_, fetched := secrets.Fetch(ctx, path, "")
+	created := secrets.Create(ctx, path, key.RevealBase64())
+	_, written := secrets.Write(ctx, path, "", key)
+	return map[string]error{"Metadata.Current": described, "CanReadSecret": readable, "Current": current, "Versions": versions,
+		"Fetch": fetched, "Create": created, "Write": written}
+}
+
+// rights are what credentials can and cannot do, and what comes over the wire of it.
+func rights(t *testing.T, start func(t *testing.T) KMS) {
+	key, err := backupkey.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	search := keyheraldtest.NewSearch(map[string][]byte{"the key": key.Reveal()})
+
+	t.Run("the metadata client never causes a value to be sent, whatever its credentials may", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		for _, metadata := range []kms.Metadata{k.Metadata, k.Privileged} {
+			if _, err := metadata.Current(t.Context(), path); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := metadata.CanReadSecret(t.Context(), path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(k.Traffic()) == 0 {
+			t.Fatal("nothing was seen on the wire")
+		}
+		if found := search.In(k.Traffic()); len(found) > 0 {
+			t.Fatalf("on the wire was %v", found)
+		}
+		if _, err := k.Secrets.Fetch(t.Context(), path, ""); err != nil {
+			t.Fatal(err)
+		}
+		if len(search.In(k.Traffic())) == 0 {
+			t.Fatal("the search does not find the value where it must be: it proves nothing")
+		}
+	})
+
+	t.Run("credentials without rights are forbidden, by every call and for good", func(t *testing.T) {
+		k := start(t)
+		k.Put(t, path, key.RevealBase64(), key.PublicKey())
+		calls := everyCall(t.Context(), k.Stranger, k.StrangerSecrets, key)
+		// The preflight knows without trying that these credentials cannot read.
+		if calls["CanReadSecret"] == nil {
+			delete(calls, "CanReadSecret")
+		}
+		for call, err := range calls {
+			if !errors.Is(err, kms.ErrForbidden) || kms.Retryable(err) {
+				t.Errorf("%s: got %v, which must be a lasting ErrForbidden", call, err)
+			}
 		}
 	})
 }

@@ -1,5 +1,5 @@
-// Package secret reads key-backup keys from a key-management system. It is the managed device's; the server's binary
-// must not contain it.
+// Package secret reads key-backup keys from a key-management system, and writes those the device generates. It is the
+// managed device's; the server's binary must not contain it.
 package secret
 
 import (
@@ -24,6 +24,22 @@ type Reader interface {
 type Creator interface {
 	// Create makes the first version of a path. One that has a version already is kms.ErrExists, and stays as it is.
 	Create(ctx context.Context, path, value string) error
+}
+
+// Writer makes versions of a path's key: the device generates it, and the KMS keeps it.
+type Writer interface {
+	// Write makes a key the version that comes after the one the caller knows as current ("" where the path has none),
+	// makes it current, and returns its name. Its public key goes into the metadata before the key. Where another version
+	// is current by then, that is kms.ErrConflict, and the KMS holds what it held. A write whose answer was lost may be
+	// repeated: where the current version is this very key, it is that write's.
+	Write(ctx context.Context, path, after string, key backupkey.Key) (version string, err error)
+}
+
+// Store is all that a device asks of its KMS.
+type Store interface {
+	Reader
+	Creator
+	Writer
 }
 
 // Value is one version of a key. PublicKey is what the metadata says, base64; empty if it says nothing.

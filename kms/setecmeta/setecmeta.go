@@ -36,7 +36,7 @@ func New(config Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("setec: %w", err)
 	}
-	client, err := bounded.New(config.CAFile)
+	client, err := bounded.NewClient(bounded.Options{CAFile: config.CAFile})
 	if err != nil {
 		return nil, fmt.Errorf("setec: %w", err)
 	}

@@ -28,44 +28,68 @@ func BaseURL(text string) (string, error) {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https"):
-		return "", errors.New("url must be the server's address, such as https://setec.example.ts.net")
+		return "", errors.New("url must be the server's address, such as https://kms.example.com")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return "", errors.New("url must be the server's address alone: take out the user, the query and the fragment")
 	}
 	return strings.TrimRight(text, "/"), nil
 }
 
-// Client does requests to one KMS.
-type Client struct{ http *http.Client }
+// Options are files in PEM form. CAFile has the only CAs to trust; empty means the system's. CertFile and KeyFile are
+// the certificate to show; they are read for each handshake, so that they can be renewed.
+type Options struct {
+	CAFile   string
+	CertFile string
+	KeyFile  string
+}
 
-// New makes a Client. caFile is a PEM file with the only CAs to trust; empty means the system's.
-func New(caFile string) (*Client, error) {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
+// New makes a client for SDKs that read an answer's status themselves. A failure to reach the KMS, also while the body
+// is read, is kms.ErrUnavailable; a redirect, and a body that is too long, are kms.ErrMalformed.
+func New(options Options) (*http.Client, error) {
+	next := http.DefaultTransport.(*http.Transport).Clone()
+	next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if options.CAFile != "" {
+		pem, err := os.ReadFile(options.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file: %s has no certificate in PEM form", caFile)
+			return nil, fmt.Errorf("ca_file: %s has no certificate in PEM form", options.CAFile)
 		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+		next.TLSClientConfig.RootCAs = pool
 	}
-	return &Client{&http.Client{
-		Timeout:   timeout,
-		Transport: transport,
-		// A redirect is then an answer like another, and no answer a KMS gives.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	if options.CertFile != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(options.CertFile, options.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("cert_file and key_file: %w", err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		next.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return &http.Client{Transport: transport{next}}, nil
 }
 
-// Do is (*http.Client).Do. A failure to reach the KMS, also while the body is read, and its saying that it cannot
-// answer now are kms.ErrUnavailable; 401 is kms.ErrForbidden; a body that is too long is kms.ErrMalformed.
+// Client is for APIs that are spoken here without an SDK.
+type Client struct{ http *http.Client }
+
+// NewClient makes a Client.
+func NewClient(options Options) (*Client, error) {
+	client, err := New(options)
+	return &Client{client}, err
+}
+
+// Do is (*http.Client).Do of a client by New, where the KMS's saying that it cannot answer now is kms.ErrUnavailable
+// too, and 401 is kms.ErrForbidden.
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, err
 	}
 	switch {
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
@@ -73,7 +97,26 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	case resp.StatusCode == http.StatusUnauthorized:
 		return nil, errors.Join(fmt.Errorf("%w: it answered 401", kms.ErrForbidden), resp.Body.Close())
 	}
-	resp.Body = &limited{ReadCloser: resp.Body, left: maxResponse}
+	return resp, nil
+}
+
+// transport keeps the time itself: a Timeout of http.Client would put its own error in the place of ours where it ends
+// the reading of a body.
+type transport struct{ next http.RoundTripper }
+
+func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(req.Context(), timeout)
+	resp, err := t.next.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, unavailable(err)
+	}
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 && resp.StatusCode != http.StatusNotModified {
+		err := errors.Join(fmt.Errorf("%w: it answered %d, and redirects are not followed", kms.ErrMalformed, resp.StatusCode), resp.Body.Close())
+		cancel()
+		return nil, err
+	}
+	resp.Body = &limited{ReadCloser: resp.Body, cancel: cancel, left: maxResponse}
 	return resp, nil
 }
 
@@ -88,7 +131,8 @@ func unavailable(err error) error {
 // limited fails a body that is too long, where io.LimitReader would cut it.
 type limited struct {
 	io.ReadCloser
-	left int
+	cancel context.CancelFunc
+	left   int
 }
 
 func (l *limited) Read(p []byte) (int, error) {
@@ -105,4 +149,9 @@ func (l *limited) Read(p []byte) (int, error) {
 		return n, unavailable(err)
 	}
 	return n, err
+}
+
+func (l *limited) Close() error {
+	l.cancel()
+	return l.ReadCloser.Close()
 }
