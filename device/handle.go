@@ -116,6 +116,9 @@ func (a *Account) trigger(ctx context.Context, message *todevice.Message) error 
 	if err != nil {
 		return err
 	}
+	if trigger.Action == protocol.ActionRepeat {
+		return a.repeat(ctx, trigger, j)
+	}
 	if j == nil {
 		j = &job{Rotation: trigger.RotationID, Stage: protocol.StageTriggerAccepted}
 	}
@@ -154,10 +157,26 @@ func (a *Account) judge(t protocol.Trigger, mark int64) protocol.ErrorCode {
 		return protocol.RejectedExpired
 	case now.Before(t.IssuedAt.Time().Add(-protocol.Skew)):
 		return protocol.RejectedNotYetIssued
-	case t.Action != protocol.ActionPush:
+	case t.Action != protocol.ActionPush && t.Action != protocol.ActionRotate && t.Action != protocol.ActionRepeat:
 		return protocol.RejectedAction
 	}
 	return ""
+}
+
+// repeat plans one more push of a rotation's key, as the server asks.
+func (a *Account) repeat(ctx context.Context, trigger protocol.Trigger, j *job) error {
+	last, ok, err := a.lastPush(ctx)
+	if err != nil {
+		return err
+	}
+	if !ok || j == nil || last.NewVersion != j.NewVersion {
+		return a.report(ctx, protocol.Progress{RotationID: trigger.RotationID, Attempt: trigger.Attempt, Stage: protocol.StageRejected,
+			Error: &protocol.ErrorReport{Code: protocol.RejectedNotPushed}})
+	}
+	if err := a.setExcluded(ctx, trigger.Exclude); err != nil {
+		return err
+	}
+	return a.again(ctx, causeRequest, nil)
 }
 
 func (a *Account) job(ctx context.Context, rotation uuid.UUID) (*job, error) {

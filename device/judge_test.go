@@ -29,7 +29,7 @@ func TestATriggerIsRejectedUnlessItIsForThisDeviceAndNow(t *testing.T) {
 		{"expired beyond the skew", func(t *protocol.Trigger) { t.ExpiresAt = protocol.At(now.Add(-6 * time.Minute)) }, protocol.RejectedExpired},
 		{"expired within the skew is obeyed", func(t *protocol.Trigger) { t.ExpiresAt = protocol.At(now.Add(-4 * time.Minute)) }, ""},
 		{"issued in the future", func(t *protocol.Trigger) { t.IssuedAt = protocol.At(now.Add(6 * time.Minute)) }, protocol.RejectedNotYetIssued},
-		{"an action this device does not know", func(t *protocol.Trigger) { t.Action = protocol.ActionRotate }, protocol.RejectedAction},
+		{"an action this device does not know", func(t *protocol.Trigger) { t.Action = "dance" }, protocol.RejectedAction},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

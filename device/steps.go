@@ -237,6 +237,9 @@ func (a *Account) checkRecoveryCopy(ctx context.Context) (*ssss.Key, error) {
 // fetch is step 4: the current version, which is meant even if it is newer than the trigger's.
 func (a *Account) fetch(ctx context.Context, j *job) (backupkey.Key, error) {
 	version := j.KMSVersion
+	if version == "" && j.Trigger.Action == protocol.ActionRotate {
+		return a.generate(ctx, j)
+	}
 	if version == "" {
 		current, err := a.kms.Current(ctx, a.config.KMS.Path)
 		if err != nil {
@@ -249,6 +252,11 @@ func (a *Account) fetch(ctx context.Context, j *job) (backupkey.Key, error) {
 			return backupkey.Key{}, fmt.Errorf("%s: the KMS has version %s, and the trigger names %s: %w", a.config.KMS.Path, current, version, kms.ErrUnavailable)
 		}
 	}
+	return a.fetchVersion(ctx, j, version)
+}
+
+// fetchVersion fetches a version and checks it against the KMS's metadata.
+func (a *Account) fetchVersion(ctx context.Context, j *job, version string) (backupkey.Key, error) {
 	value, err := a.kms.Fetch(ctx, a.config.KMS.Path, version)
 	if err != nil {
 		return backupkey.Key{}, a.kmsError(err)

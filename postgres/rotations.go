@@ -28,21 +28,29 @@ type Rotation struct {
 	Held    bool
 	HeldFor rotation.Hold
 	// Reason is why the key was rotated, where that is known: empty for a plain change.
-	Reason    rotation.Reason
-	CreatedAt time.Time
-	UpdatedAt time.Time
-	EndedAt   time.Time
+	Reason rotation.Reason
+	// Action is what the device is to do. Where it makes the key, the version is Pending until the device says which one
+	// it became.
+	Action protocol.Action
+	// OldBackupGrace is how long the key backup that is replaced is kept; nil is as the device's account file says.
+	OldBackupGrace *protocol.Seconds
+	// ReplaceRecovery asks for a new recovery key as well.
+	ReplaceRecovery bool
+	CreatedAt       time.Time
+	UpdatedAt       time.Time
+	EndedAt         time.Time
 }
 
 const rotationColumns = `id, user_id, secret, kms, path, version, source, state, stage, backup_version, recovery_copy,
-	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held, held_for, reason`
+	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held, held_for, reason, action, old_backup_grace, replace_recovery`
 
 func scanRotation(row interface{ Scan(...any) error }) (Rotation, error) {
 	var r Rotation
 	var ended sql.NullTime
 	err := row.Scan(&r.ID, &r.UserID, &r.Secret, &r.KMS.Name, &r.KMS.Path, &r.KMS.Version, &r.Source, &r.Facts.State, &r.Facts.Stage,
 		&r.Facts.BackupVersion, &r.Facts.RecoveryCopy, &r.Facts.CarryComplete, &r.Facts.Pushed, &r.Facts.Attention, &r.Facts.Failure,
-		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held, &r.HeldFor, &r.Reason)
+		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held, &r.HeldFor, &r.Reason, &r.Action,
+		&r.OldBackupGrace, &r.ReplaceRecovery)
 	r.EndedAt = ended.Time
 	return r, err
 }
@@ -114,25 +122,31 @@ func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
 	if len(rotations) == 0 {
 		return nil
 	}
-	var columns [11][]string
+	var columns [12][]string
+	graces, replace := make([]sql.NullInt64, len(rotations)), make([]bool, len(rotations))
 	created, ended, held := make([]time.Time, len(rotations)), make([]sql.NullTime, len(rotations)), make([]bool, len(rotations))
 	for i, r := range rotations {
-		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction, string(r.HeldFor), string(r.Reason)} {
+		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction, string(r.HeldFor), string(r.Reason), string(r.Action)} {
 			columns[c] = append(columns[c], value)
 		}
-		held[i] = r.Held
+		held[i], replace[i] = r.Held, r.ReplaceRecovery
+		if r.OldBackupGrace != nil {
+			graces[i] = sql.NullInt64{Int64: int64(*r.OldBackupGrace), Valid: true}
+		}
 		created[i], ended[i] = r.CreatedAt, sql.NullTime{Time: r.EndedAt, Valid: !r.EndedAt.IsZero()}
 	}
-	args := make([]any, 0, len(columns)+3)
+	args := make([]any, 0, len(columns)+5)
 	for _, column := range columns {
 		args = append(args, pq.Array(column))
 	}
-	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, updated_at, ended_at, held)
-		SELECT id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, created_at, ended_at, held FROM unnest(
-			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
-			$12::timestamptz[], $13::timestamptz[], $14::boolean[])
-			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, created_at, ended_at, held)`,
-		append(args, pq.Array(created), pq.Array(ended), pq.Array(held))...)
+	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action,
+			created_at, updated_at, ended_at, held, old_backup_grace, replace_recovery)
+		SELECT id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action,
+			created_at, created_at, ended_at, held, grace, replace FROM unnest(
+			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+			$13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::bigint[], $17::boolean[])
+			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action, created_at, ended_at, held, grace, replace)`,
+		append(args, pq.Array(created), pq.Array(ended), pq.Array(held), pq.Array(graces), pq.Array(replace))...)
 	if err != nil {
 		return fmt.Errorf("keeping rotations: %w", err)
 	}

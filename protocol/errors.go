@@ -14,6 +14,7 @@ const (
 	RejectedExpired      ErrorCode = "expired"
 	RejectedNotYetIssued ErrorCode = "not_yet_issued"
 	RejectedAction       ErrorCode = "action_not_supported"
+	RejectedNotPushed    ErrorCode = "not_the_last_push"
 	RejectedMalformed    ErrorCode = "malformed"
 	// StoreWentBackwards also ends the device's enrollment: whoever sees it first, device or server, tells the other.
 	StoreWentBackwards ErrorCode = "store_went_backwards"

@@ -142,8 +142,8 @@ func (r Refusal) Explain() string {
 // Action is what a trigger asks for.
 type Action string
 
-// The actions. ActionRotate (make the key on the device) and ActionRepeat (push again) are known to the protocol;
-// a device that cannot do one rejects it as RejectedAction.
+// The actions: take the KMS's key, make the key on the device and put it into the KMS, and push the last key once more. A
+// device that does not know one rejects it as RejectedAction.
 const (
 	ActionPush   Action = "push"
 	ActionRotate Action = "rotate"
@@ -175,6 +175,8 @@ type Trigger struct {
 	Reported   *StoreMark    `json:"reported,omitempty"`
 	// OldBackupGrace is how long the key-backup version that is replaced is kept; nil is as the account file says.
 	OldBackupGrace *Seconds `json:"old_backup_grace,omitempty"`
+	// ReplaceRecoveryKey asks for a new recovery key as well, after the key.
+	ReplaceRecoveryKey bool `json:"replace_recovery_key,omitempty"`
 }
 
 // Seconds is a span of time in whole seconds.
@@ -197,7 +199,7 @@ func (t Trigger) Validate() error {
 		return errors.New("sequence is below 1")
 	case t.UserID == "" || t.Secret == "" || t.Action == "":
 		return errors.New("user_id, secret or action is missing")
-	case t.KMS.Name == "" || t.KMS.Path == "" || t.KMS.Version == "":
+	case t.KMS.Name == "" || t.KMS.Path == "" || (t.KMS.Version == "" && t.Action != ActionRotate):
 		return errors.New("kms is incomplete")
 	case t.ExpiresAt <= t.IssuedAt:
 		return errors.New("expires_at is not after issued_at")

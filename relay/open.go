@@ -22,6 +22,10 @@ type Change struct {
 	Secret string
 	KMS    protocol.KMSRef
 	Reason rotation.Reason
+	// Action is push if it is empty; for rotate the version is not known yet, and the rest is what the device is to heed.
+	Action          protocol.Action
+	OldBackupGrace  *protocol.Seconds
+	ReplaceRecovery bool
 }
 
 func (c Change) place() postgres.Place {
@@ -48,6 +52,9 @@ func (e *Engine) open(ctx context.Context, changes []Change, now time.Time) ([]u
 		if rotations[i], err = o.take(change); err != nil {
 			return nil, nil, err
 		}
+	}
+	if err := e.db.BindVersions(ctx, o.bound, now); err != nil {
+		return nil, nil, err
 	}
 	superseded, err := e.db.Supersede(ctx, o.overtaken, now)
 	if err != nil {
@@ -84,11 +91,13 @@ type opening struct {
 	at        map[postgres.Place][]*postgres.Rotation
 	opened    []*postgres.Rotation
 	overtaken []uuid.UUID
-	events    []audit.Event
+	// bound are rotations whose key a device made, by the version that it is told to be.
+	bound  map[uuid.UUID]string
+	events []audit.Event
 }
 
 func newOpening(standing []postgres.Rotation, now time.Time) *opening {
-	o := &opening{now: now, at: map[postgres.Place][]*postgres.Rotation{}}
+	o := &opening{now: now, at: map[postgres.Place][]*postgres.Rotation{}, bound: map[uuid.UUID]string{}}
 	for i := range standing {
 		r := &standing[i]
 		o.at[r.Place()] = append(o.at[r.Place()], r)
@@ -105,11 +114,21 @@ func (o *opening) take(change Change) (uuid.UUID, error) {
 			return other.ID, nil
 		}
 	}
+	if echoed, ok := o.echo(change, others); ok {
+		return echoed, nil
+	}
 	rotationID, err := uuid.NewV7()
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("making a rotation id: %w", err)
 	}
-	fresh := &postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source, Reason: change.Reason,
+	if change.Action == "" {
+		change.Action = protocol.ActionPush
+	}
+	if change.Action == protocol.ActionRotate {
+		change.KMS.Version = postgres.PendingVersion(rotationID)
+	}
+	fresh := &postgres.Rotation{ID: rotationID, UserID: change.UserID, Secret: change.Secret, KMS: change.KMS, Source: change.Source, Reason: change.Reason, Action: change.Action,
+		OldBackupGrace: change.OldBackupGrace, ReplaceRecovery: change.ReplaceRecovery,
 		Facts: rotation.Facts{State: rotation.Received}, CreatedAt: o.now}
 	late := false
 	for _, other := range others {
@@ -127,6 +146,21 @@ func (o *opening) take(change Change) (uuid.UUID, error) {
 	o.opened = append(o.opened, fresh)
 	o.at[change.place()] = append(others, fresh)
 	return rotationID, nil
+}
+
+// echo finds the open rotation whose key a device is making: what the KMS tells of a new version at its place then is the
+// device's own writing, and no change beside it.
+func (o *opening) echo(change Change, others []*postgres.Rotation) (uuid.UUID, bool) {
+	if change.Action == protocol.ActionRotate {
+		return uuid.Nil, false
+	}
+	for _, other := range others {
+		if other.Pending() && other.Facts.State == rotation.Working {
+			other.KMS.Version, o.bound[other.ID] = change.KMS.Version, change.KMS.Version
+			return other.ID, true
+		}
+	}
+	return uuid.Nil, false
 }
 
 func (o *opening) supersede(r *postgres.Rotation, actor string, why audit.Field) {

@@ -35,6 +35,9 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 		return s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.MessageUnusable, Subject: string(device.UserID),
 			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "unknown_rotation"), audit.ID("rotation", report.RotationID.String())}})
 	}
+	if err := s.bind(ctx, &r, report, now); err != nil {
+		return err
+	}
 	before := r.Facts.State
 	r.Facts = rotation.Apply(r.Facts, report)
 	if report.Stage != protocol.StageWithdrawn {

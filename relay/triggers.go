@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,7 +24,7 @@ const triggerBatch = 200
 
 // Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx))
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx))
 	after := uuid.Nil
 	var triggered []id.UserID
 	for {
@@ -160,6 +161,10 @@ func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid
 	if err != nil {
 		return err
 	}
+	also, err := s.db.Excluded(ctx, users(locked))
+	if err != nil {
+		return err
+	}
 	marks, err := s.db.HighestMarks(ctx, deviceIDs(chosen))
 	if err != nil {
 		return err
@@ -172,7 +177,7 @@ func (s *Session) trigger(ctx context.Context, keys []uuid.UUID, chosen map[uuid
 		switch {
 		case !due || r.Held:
 		case ok && enrolled(devices[r.UserID], c.device.ID):
-			batch.add(r, c, len(attempts[r.ID])+1, excluded(devices[r.UserID]), marks[c.device.ID])
+			batch.add(r, c, len(attempts[r.ID])+1, excluded(devices[r.UserID], also[r.UserID]), marks[c.device.ID])
 		case !ok && r.Facts.State == rotation.Received:
 			batch.wait(r)
 		}
@@ -207,9 +212,10 @@ func deviceIDs(chosen map[uuid.UUID]choice) []uuid.UUID {
 	return keys
 }
 
-// excluded are the user's devices that must not get the next key: the revoked, and those whose store may be in two places.
-func excluded(devices []postgres.Device) []id.DeviceID {
-	var revoked []id.DeviceID
+// excluded are the user's devices that must not get the next key: the revoked, those whose store may be in two places, and
+// those that an admin excluded.
+func excluded(devices []postgres.Device, also []id.DeviceID) []id.DeviceID {
+	revoked := slices.Clone(also)
 	for _, d := range devices {
 		if d.State == postgres.Revoked || d.WentBack {
 			revoked = append(revoked, d.DeviceID)
@@ -263,15 +269,26 @@ func (b *triggers) number(ctx context.Context, db *postgres.DB) error {
 
 func (t trigger) message(now time.Time) todevice.Outgoing {
 	r := t.rotation
-	return todevice.Outgoing{
-		Key:  fmt.Sprintf("trigger/%s/%d", r.ID, t.attempt.Number),
-		To:   t.choice.keys,
-		Type: protocol.TypeTrigger.Type,
-		Content: protocol.Trigger{
-			RotationID: r.ID, Attempt: t.attempt.Number, Sequence: t.attempt.Sequence, UserID: r.UserID, Secret: r.Secret, Action: protocol.ActionPush,
-			KMS: r.KMS, Exclude: t.exclude, IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife)), Reported: t.reported,
-		},
+	content := triggerOf(r, t.attempt.Number, t.attempt.Sequence, t.exclude, now)
+	content.Action, content.Reason, content.Reported = r.Action, string(r.Reason), t.reported
+	content.OldBackupGrace, content.ReplaceRecoveryKey = r.OldBackupGrace, r.ReplaceRecovery
+	if r.Pending() {
+		content.KMS.Version = ""
 	}
+	return todevice.Outgoing{Key: fmt.Sprintf("trigger/%s/%d", r.ID, t.attempt.Number), To: t.choice.keys, Type: protocol.TypeTrigger.Type, Content: content}
+}
+
+// triggerOf is what all triggers of a rotation have.
+func triggerOf(r postgres.Rotation, attempt int, sequence int64, exclude []id.DeviceID, now time.Time) protocol.Trigger {
+	return protocol.Trigger{RotationID: r.ID, Attempt: attempt, Sequence: sequence, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Exclude: exclude,
+		IssuedAt: protocol.At(now), ExpiresAt: protocol.At(now.Add(rotation.TriggerLife))}
+}
+
+// todeviceRepeat is the word that a rotation's key is to be pushed once more; each has a sequence of its own.
+func todeviceRepeat(r postgres.Rotation, attempt int, sequence int64, exclude []id.DeviceID, now time.Time) todevice.Outgoing {
+	content := triggerOf(r, attempt, sequence, exclude, now)
+	content.Action = protocol.ActionRepeat
+	return todevice.Outgoing{Key: fmt.Sprintf("repeat/%s/%d", r.ID, sequence), Type: protocol.TypeTrigger.Type, Content: content}
 }
 
 // keep writes attempts, states and events.

@@ -51,7 +51,7 @@ func newCommand() *cobra.Command {
 		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
 		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
 		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
-		restoreCommand(load),
+		restoreCommand(load), rotateCommand(load),
 	)
 	return root
 }
@@ -211,7 +211,7 @@ func devicesCommand(load func() (config, error)) *cobra.Command {
 	_ = revoke.MarkFlagRequired("user")
 	_ = revoke.MarkFlagRequired("device")
 	cmd := &cobra.Command{Use: "devices", Short: "Managed devices"}
-	cmd.AddCommand(list, revoke)
+	cmd.AddCommand(list, revoke, includeCommand(load))
 	return cmd
 }
 

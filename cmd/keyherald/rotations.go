@@ -26,6 +26,8 @@ type rotationView struct {
 	Secret         string              `json:"secret"`
 	KMS            protocol.KMSRef     `json:"kms"`
 	Source         string              `json:"source"`
+	Action         protocol.Action     `json:"action"`
+	Reason         rotation.Reason     `json:"reason,omitempty"`
 	State          rotation.State      `json:"state"`
 	Held           bool                `json:"held,omitempty"`
 	Stage          protocol.Stage      `json:"stage,omitempty"`
@@ -50,9 +52,20 @@ type attemptView struct {
 }
 
 func viewOf(r postgres.Rotation) rotationView {
-	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, State: r.Facts.State, Held: r.Held, Stage: r.Facts.Stage,
+	if r.Pending() {
+		r.KMS.Version = ""
+	}
+	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, Action: r.Action, Reason: r.Reason, State: r.Facts.State, Held: r.Held, Stage: r.Facts.Stage,
 		BackupVersion: r.Facts.BackupVersion, RecoveryCopy: string(r.Facts.RecoveryCopy), NeedsAttention: string(r.Facts.Attention), NextAction: r.NextAction,
 		Failure: string(r.Facts.Failure), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, EndedAt: optional(r.EndedAt)}
+}
+
+// versionOf is the version as people read it.
+func versionOf(r postgres.Rotation) string {
+	if r.Pending() {
+		return "to be made"
+	}
+	return r.KMS.Version
 }
 
 func optional(t time.Time) *time.Time {
@@ -66,7 +79,8 @@ func rotationsCommand(load func() (config, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: "rotations", Short: "Rotations: who is done, who is stuck, and what to do about it"}
 	cmd.AddCommand(rotationsList(load), rotationsShow(load), rotationsWatch(load), rotationsRelease(load),
 		rotationsChange(load, "retry", "Ask for another attempt at a rotation that is open or came to nothing", (*relay.Engine).Retry),
-		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel))
+		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel),
+		rotationsChange(load, "repeat", "Have a rotation's key pushed to every target once more", (*relay.Engine).Repeat))
 	return cmd
 }
 
@@ -96,7 +110,7 @@ func rotationsList(load func() (config, error)) *cobra.Command {
 			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
 			for _, r := range rotations {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, r.KMS.Version, r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
+				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, versionOf(r), r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
 			}
 			return table.Flush()
 		})
