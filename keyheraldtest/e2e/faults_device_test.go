@@ -36,6 +36,29 @@ func TestOneTimeKeysMayFailToBeClaimedAndToBeFilledUp(t *testing.T) {
 	})
 }
 
+// A key that the device makes is made once: what it journals of it, and each request to the KMS, fails once.
+func TestAKeyThatTheDeviceMakesIsWrittenOnceWhicheverWriteFails(t *testing.T) {
+	t.Parallel()
+	w := newFaulty(t)
+	w.asked = true
+	versions := func() int {
+		all, err := w.kms.Versions(t.Context(), kmsPath)
+		if err != nil {
+			return 0
+		}
+		return len(all)
+	}
+	made := 0
+	w.tryAll(t, func() {
+		if n := versions(); made > 0 && n != made {
+			t.Errorf("the KMS has %d versions after %d rotations", n, made)
+		}
+		made++
+	}, func(label string) bool {
+		return strings.HasPrefix(label, "device to KMS") || strings.Contains(label, "INSERT sealed") || strings.Contains(label, "sealed, ")
+	})
+}
+
 // drain claims a device's one-time keys until so few are left that it has to make new ones.
 func (w *faulty) drain(t *testing.T, user id.UserID, device id.DeviceID) {
 	t.Helper()

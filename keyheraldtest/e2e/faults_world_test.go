@@ -28,6 +28,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
+	"github.com/keyherald/keyherald/kms/setecsecret"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/todevice"
@@ -55,6 +56,9 @@ type faulty struct {
 	// restart is the program that the next fault kills, nil for none; struck is closed when it has.
 	restart *program
 	struck  chan struct{}
+	// asked makes rotate ask the device for a key instead of putting one into the KMS; kms reads what it made.
+	asked bool
+	kms   *setecsecret.Client
 }
 
 // program is what an operator would start again: the server, or the device. done is closed when it has ended, with err
@@ -116,9 +120,11 @@ func newFaulty(t *testing.T) *faulty {
 	w.setec, err = testsetec.Start(ctx, w.dir)
 	check(t, err)
 	t.Cleanup(func() { _ = w.setec.Close() })
-	url, err := w.setec.Principal("device", testsetec.DeviceRules(kmsPath))
+	url, err := w.setec.Principal("device", testsetec.WriterRules(kmsPath))
 	check(t, err)
 	w.kmsSide = proxy("device to KMS", url, faults.EveryRequest, nil)
+	w.kms, err = setecsecret.New(setecsecret.Config{URL: url})
+	check(t, err)
 
 	w.server = &program{start: func() { w.startServer(t) }}
 	w.startServer(t)
@@ -214,6 +220,9 @@ func (w *faulty) verified(t *testing.T, deviceID id.DeviceID) *keyheraldtest.Rec
 // rotate puts a new key into the KMS, tells the server until it says 202, as a KMS does, and waits for the end.
 func (w *faulty) rotate(t *testing.T) backupkey.Key {
 	t.Helper()
+	if w.asked {
+		return w.rotateByDevice(t)
+	}
 	key, err := backupkey.Generate()
 	check(t, err)
 	w.kmsVersion, err = w.setec.PutKey(t.Context(), kmsPath, key)
@@ -238,6 +247,44 @@ func (w *faulty) rotate(t *testing.T) backupkey.Key {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return key
+}
+
+// rotateByDevice asks for a key that the device makes, until the server has it, and waits for the end. The KMS's word
+// about it comes after the end, as an echo.
+func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
+	t.Helper()
+	ctx := t.Context()
+	before := w.count(t, `SELECT COUNT(*) FROM rotation`)
+	err := keyheraldtest.Until(ctx, 40*time.Second, func() error {
+		w.tend(t)
+		if w.count(t, `SELECT COUNT(*) FROM rotation`) > before {
+			return nil // what was said to have failed had been committed
+		}
+		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath}, "local:test")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var key backupkey.Key
+	err = keyheraldtest.Until(ctx, 40*time.Second, func() error {
+		w.tend(t)
+		value, err := w.kms.Fetch(ctx, kmsPath, "")
+		if err != nil {
+			return err
+		}
+		key, w.kmsVersion = value.Key, value.Version
+		return w.unsettled(t, key)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.notifications++
+	answer := send(t, w.web, post{body: cloudEvent(fmt.Sprint(w.notifications), kmsPath, w.kmsVersion)})
+	if n := w.count(t, `SELECT COUNT(*) FROM rotation`); answer.Code != http.StatusAccepted || n != before+1 {
+		t.Errorf("the echo is answered %d, and there are %d rotations more", answer.Code, n-before)
 	}
 	return key
 }

@@ -125,6 +125,13 @@ func DeviceRules(path string) acl.Rule {
 	return acl.Rule{Secret: []acl.Secret{acl.Secret(path), acl.Secret(path + ".metadata")}, Action: []acl.Action{acl.ActionGet, acl.ActionInfo}}
 }
 
+// WriterRules are those of a managed device that makes its user's key.
+func WriterRules(path string) acl.Rule {
+	rule := DeviceRules(path)
+	rule.Action = append(rule.Action, acl.ActionCreateVersion)
+	return rule
+}
+
 // ServerRules are the rights of the Keyherald server: metadata alone.
 func ServerRules(pattern string) acl.Rule {
 	return acl.Rule{Secret: []acl.Secret{acl.Secret(pattern)}, Action: []acl.Action{acl.ActionInfo}}
