@@ -22,6 +22,9 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if bench.RunCarryChild(ctx) {
+		return
+	}
 	if err := run(ctx, *programs, *results, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -51,6 +54,10 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	carry, err := bench.Carry(ctx, min(rounds, 5))
+	if err != nil {
+		return err
+	}
 	auditLog, err := bench.Audit(ctx, min(rounds, 9))
 	if err != nil {
 		return err
@@ -64,7 +71,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, auditLog, []bench.Row{memory})
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, carry, auditLog, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
