@@ -39,6 +39,7 @@ type AccountConfig struct {
 	Recovery     string       `yaml:"recovery"`
 	Push         Push         `yaml:"push"`
 	OldBackup    OldBackups   `yaml:"old_backup"`
+	OnDrift      OnDrift      `yaml:"on_drift"`
 }
 
 // OldBackups is what becomes of key-backup versions that were replaced.
@@ -115,7 +116,7 @@ func (c Config) validate() error {
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
 	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second, RepeatAfter: 10 * time.Minute},
-		OldBackup: OldBackups{Grace: 30 * 24 * time.Hour}}
+		OldBackup: OldBackups{Grace: 30 * 24 * time.Hour}, OnDrift: DriftReport}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
@@ -148,6 +149,8 @@ func (c AccountConfig) validate() error {
 		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
+	case c.OnDrift != DriftReport && c.OnDrift != DriftAdopt && c.OnDrift != DriftReclaim:
+		return fmt.Errorf("on_drift is %q: write report, adopt or reclaim", c.OnDrift)
 	case c.OldBackup.Grace < 0:
 		return fmt.Errorf("old_backup.grace is %s: write how long an old key backup is kept, such as 720h", c.OldBackup.Grace)
 	case c.Push.RepeatAfter < 0 || c.Push.RepeatAfter > 0 && c.Push.RepeatAfter < time.Second:

@@ -19,14 +19,14 @@ import (
 // cleanUpInterval is how often old key-backup versions are looked at.
 const cleanUpInterval = time.Hour
 
-// toCarry journals the version that a rotation replaces, before the new one exists.
-func (s *store) toCarry(ctx context.Context, j *job, now time.Time) error {
+// toCarry journals a version that a rotation replaces, before the new one exists.
+func (s *store) toCarry(ctx context.Context, j *job, version string, now time.Time) error {
 	grace := int64(-1)
 	if j.Trigger.OldBackupGrace != nil {
 		grace = j.Trigger.OldBackupGrace.Duration().Milliseconds()
 	}
 	_, err := s.db.Exec(ctx, `INSERT INTO carry (version, replaced_at, grace, rotation_id, attempt) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
-		j.OldVersion, now.UnixMilli(), grace, j.Rotation.String(), j.Attempt)
+		version, now.UnixMilli(), grace, j.Rotation.String(), j.Attempt)
 	if err != nil {
 		return fmt.Errorf("journaling the version to carry over: %w", err)
 	}

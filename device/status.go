@@ -39,10 +39,11 @@ func (a *Account) sendStatus(ctx context.Context) error {
 		}
 		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: "status/" + status.ReportID.String(), To: bot, Type: protocol.TypeStatus.Type, Content: status}, claims)
 	})
-	if err == nil {
-		a.spoken.Store(true)
+	if err != nil {
+		return err
 	}
-	return err
+	a.spoken.Store(true)
+	return a.onDrift(ctx, status)
 }
 
 func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {

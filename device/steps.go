@@ -133,6 +133,11 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 	}
 	progress.At = protocol.At(a.now())
 	key := fmt.Sprintf("report/%s/%d/%s", progress.RotationID, progress.Attempt, progress.Stage)
+	if count, err := a.reclaims(ctx); err != nil {
+		return err
+	} else if count > 0 {
+		key += fmt.Sprintf("/reclaim/%d", count)
+	}
 	if progress.Round > 0 {
 		key += fmt.Sprintf("/round/%d", progress.Round)
 	}
@@ -318,8 +323,22 @@ func (a *Account) createBackup(ctx context.Context, j *job, key backupkey.Key, f
 	}
 	// Before the new version exists: if this work is overtaken just after it does, the old one must not be forgotten.
 	if j.OldVersion != "" && !key.Fits(j.PublicKey) {
-		if err := a.store.toCarry(ctx, j, a.now()); err != nil {
+		if err := a.store.toCarry(ctx, j, j.OldVersion, a.now()); err != nil {
 			return err
+		}
+	}
+	// Where the user reset his key backup since, the version that this device made last holds what his own lacks.
+	if last, err := a.store.get(ctx, "our_version"); err != nil {
+		return err
+	} else if last != "" && last != j.OldVersion {
+		there, err := a.backup.Get(ctx, id.KeyBackupVersion(last))
+		if err != nil {
+			return err
+		}
+		if there != nil {
+			if err := a.store.toCarry(ctx, j, last, a.now()); err != nil {
+				return err
+			}
 		}
 	}
 	version, created, err := a.backup.Ensure(ctx, key, id.KeyBackupVersion(j.OldVersion), signers...)

@@ -46,6 +46,8 @@ type world struct {
 	alice       id.UserID
 	stock       *keyheraldtest.Client
 	recoveryKey string
+	// resets is how often the user reset his key backup.
+	resets int
 	// deviceNow is the managed devices' clock; nil is the real one.
 	deviceNow func() time.Time
 	// sealed is for a server whose audit log is to be signed.
@@ -225,7 +227,7 @@ func (w *world) account(t *testing.T, name string, change ...func(*device.Accoun
 		KMS:          device.KMS{Name: "dev", Type: "file", Dir: filepath.Join(w.dir, "kms"), Path: "keyherald/alice"}, Recovery: "require",
 		// No push but those that a test is about.
 		Push:      device.Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second},
-		OldBackup: device.OldBackups{Grace: 30 * 24 * time.Hour}}
+		OldBackup: device.OldBackups{Grace: 30 * 24 * time.Hour}, OnDrift: device.DriftReport}
 	for _, f := range change {
 		f(&config)
 	}
