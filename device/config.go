@@ -26,6 +26,8 @@ type Config struct {
 	PickleKeyFile string `yaml:"pickle_key_file"`
 	// StatusInterval is how often a status is sent without a cause; default one hour.
 	StatusInterval time.Duration `yaml:"status_interval"`
+	// CarryRequests is how many requests with room keys all accounts together have under way at most.
+	CarryRequests int `yaml:"carry_requests"`
 }
 
 // AccountConfig is one file of accounts.d: one managed device of one user.
@@ -89,7 +91,7 @@ type Push struct {
 
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
 func LoadConfig(path string) (Config, error) {
-	config := Config{StatusInterval: time.Hour}
+	config := Config{StatusInterval: time.Hour, CarryRequests: 8}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
@@ -107,6 +109,8 @@ func (c Config) validate() error {
 		return errors.New("state_dir is missing: name a directory that is kept, such as /var/lib/keyherald-device")
 	case c.PickleKeyFile == "":
 		return errors.New("pickle_key_file is missing: name a file outside of state_dir; it is made if it is missing")
+	case c.CarryRequests < 1:
+		return fmt.Errorf("carry_requests is %d: write how many requests with room keys may be under way at once, such as 8", c.CarryRequests)
 	case c.StatusInterval < time.Second:
 		return errors.New("status_interval is below one second: write 1h")
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/internal/loop"
 )
@@ -19,16 +20,18 @@ import (
 type Fleet struct {
 	config    Config
 	pickleKey []byte
+	pace      *Pace
+	carrying  func(user id.UserID, done, total int)
 	log       zerolog.Logger
 }
 
-// NewFleet reads or makes the pickle key.
-func NewFleet(config Config, log zerolog.Logger) (*Fleet, error) {
+// NewFleet reads or makes the pickle key. carrying, which may be nil, is told how far each carry-over is.
+func NewFleet(config Config, carrying func(user id.UserID, done, total int), log zerolog.Logger) (*Fleet, error) {
 	key, err := loadPickleKey(config.PickleKeyFile)
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{config, key, log}, nil
+	return &Fleet{config, key, NewPace(config.CarryRequests), carrying, log}, nil
 }
 
 // Files names the account files, by account name.
@@ -51,7 +54,7 @@ func (f *Fleet) Open(ctx context.Context, name string) (*Account, error) {
 		return nil, err
 	}
 	return Open(ctx, config, Options{StorePath: filepath.Join(f.config.State, name+".db"), PickleKey: f.pickleKey,
-		StatusInterval: f.config.StatusInterval, Log: f.log.With().Str("account", name).Logger()})
+		StatusInterval: f.config.StatusInterval, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
 }
 
 type running struct {

@@ -84,6 +84,22 @@ func (s *store) setOldBackup(ctx context.Context, version, state string) error {
 // store, which a running device does not let go of.
 func holdFile(storePath string) string { return strings.TrimSuffix(storePath, ".db") + ".hold" }
 
+// HoldOldBackups keeps every old key backup of an account, or lets them go again, whether or not the account is running;
+// storePath is of its store.
+func HoldOldBackups(storePath string, hold bool) error {
+	if !hold {
+		if err := os.Remove(holdFile(storePath)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("letting old key backups go: %w", err)
+		}
+		return nil
+	}
+	f, err := os.OpenFile(holdFile(storePath), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("holding old key backups: %w", err)
+	}
+	return f.Close()
+}
+
 func (a *Account) held() (bool, error) {
 	if a.config.OldBackup.Hold {
 		return true, nil

@@ -43,7 +43,8 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return config, nil, err
 		}
-		fleet, err := device.NewFleet(config, zerolog.New(os.Stderr).With().Timestamp().Logger())
+		out, carrying := terminal()
+		fleet, err := device.NewFleet(config, carrying, zerolog.New(out).With().Timestamp().Logger())
 		return config, fleet, err
 	}
 	root.AddCommand(
@@ -55,6 +56,8 @@ func newCommand() *cobra.Command {
 			return fleet.Run(cmd.Context())
 		}},
 		enrollCommand(load),
+		holdCommand(load, "hold", "Keep an account's old key backups from being deleted", "old key backups are kept until keyherald-device release", true),
+		holdCommand(load, "release", "Let an account's old key backups be deleted when their grace is over", "old key backups are deleted when their grace is over", false),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
 			if err != nil {

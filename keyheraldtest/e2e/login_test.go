@@ -126,7 +126,7 @@ func TestAccountsAreAddedAndRemovedWithoutARestart(t *testing.T) {
 	ctx := t.Context()
 	config := device.Config{Accounts: filepath.Join(w.dir, "accounts.d"), State: filepath.Join(w.dir, "state"), PickleKeyFile: filepath.Join(w.dir, "fleet.key"), StatusInterval: time.Second}
 	check(t, os.MkdirAll(config.Accounts, 0o700))
-	fleet, err := device.NewFleet(config, zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.ErrorLevel))
+	fleet, err := device.NewFleet(config, nil, zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.ErrorLevel))
 	check(t, err)
 	run(t, func(ctx context.Context) error { return fleet.Run(ctx) })
 	w.account(t, "added")
