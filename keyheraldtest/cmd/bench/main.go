@@ -51,6 +51,10 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	verifying, err := bench.AuditVerify(ctx, 1_000_000, min(rounds, 5))
+	if err != nil {
+		return err
+	}
 	memoryDir, err := os.MkdirTemp("", "keyherald-bench-")
 	if err != nil {
 		return err
@@ -60,7 +64,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, []bench.Row{memory})
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, verifying, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
