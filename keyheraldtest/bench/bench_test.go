@@ -50,3 +50,19 @@ func TestTheMedianOfAnEvenNumberIsBetweenTheMiddleTwo(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// The benchmark itself fails where the verifier finds fault with the untouched log, or reads less than all of it.
+func TestTheVerifierIsMeasuredOnALogThatItVerifies(t *testing.T) {
+	rows, err := AuditVerify(t.Context(), 1000, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		if row.Ours <= 0 || len(row.Beside) == 0 {
+			t.Errorf("got %+v", row)
+		}
+	}
+	if len(rows) != 4 {
+		t.Errorf("got %d rows", len(rows))
+	}
+}

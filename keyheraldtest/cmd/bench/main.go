@@ -62,6 +62,10 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	verifying, err := bench.AuditVerify(ctx, 1_000_000, min(rounds, 5))
+	if err != nil {
+		return err
+	}
 	memoryDir, err := os.MkdirTemp("", "keyherald-bench-")
 	if err != nil {
 		return err
@@ -71,7 +75,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, carry, auditLog, []bench.Row{memory})
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, carry, auditLog, verifying, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
