@@ -45,7 +45,8 @@ func Origin(name string, epoch int) string {
 	return name + "/epoch/" + strconv.Itoa(epoch)
 }
 
-func epochOf(name, origin string) (int, error) {
+// EpochOf is the epoch that the first line of a checkpoint names; it fails where that is of another log.
+func EpochOf(name, origin string) (int, error) {
 	if origin == name {
 		return 1, nil
 	}
@@ -77,7 +78,7 @@ func Open(name, signed string, verifiers note.Verifiers) (Checkpoint, error) {
 		return Checkpoint{}, errors.New("opening a checkpoint: origin, size or root is missing")
 	}
 	var c Checkpoint
-	if c.Epoch, err = epochOf(name, lines[0]); err != nil {
+	if c.Epoch, err = EpochOf(name, lines[0]); err != nil {
 		return c, err
 	}
 	if c.Size, err = strconv.ParseInt(lines[1], 10, 64); err != nil || c.Size < 0 || strconv.FormatInt(c.Size, 10) != lines[1] {
