@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -17,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/transparency-dev/merkle/compact"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"pgregory.net/rapid"
@@ -25,20 +23,14 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/keyheraldtest/sealedlog"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// event makes record n of a log, with fixed bytes.
+// event makes record n of a log, n minutes after its begin.
 func event(n int64, actor string, action audit.Action, subject, rotation string, outcome audit.Outcome, detail string) audit.Record {
-	id := uuid.MustParse(fmt.Sprintf("01939aa0-0000-7000-8000-%012d", n))
-	salt := bytes.Repeat([]byte{byte(n)}, 32)
-	if rotation != "" {
-		rotation = fmt.Sprintf(`"rotation":"%s",`, rotation)
-	}
-	body := fmt.Sprintf(`{"v":1,"id":"%s","time":%d,"actor":"%s","action":"%s","subject":"%s",%s"outcome":"%s","commitment":"%s"}`, id, 1764590400000+n*60_000,
-		actor, action, subject, rotation, outcome, base64.RawStdEncoding.EncodeToString(audit.Commit(salt, []byte(detail))))
-	return audit.Record{ID: id, Index: n, Body: []byte(body), LeafHash: rfc6962.DefaultHasher.HashLeaf([]byte(body)), Salt: salt, Detail: []byte(detail)}
+	return sealedlog.Record(n, time.UnixMilli(1764590400000+n*60_000), actor, action, subject, rotation, outcome, detail)
 }
 
 const rotation = "01939aa0-1111-7000-8000-000000000000"
