@@ -18,6 +18,7 @@ require (
 	github.com/spf13/cobra v1.10.2
 	github.com/tailscale/setec v0.0.0-20260115174028-19d190c5556d
 	github.com/tink-crypto/tink-go/v2 v2.6.0
+	github.com/transparency-dev/formats v0.1.1
 	github.com/transparency-dev/merkle v0.0.2
 	go.mau.fi/util v0.10.1
 	golang.org/x/mod v0.42.0

@@ -170,3 +170,33 @@ func LoadKeys(name string, paths ...string) (Keys, error) {
 	keys.Verifiers = note.VerifierList(verifiers...)
 	return keys, nil
 }
+
+// LoadVerifierKeys reads the verifier keys that belong to files with signer keys: those beside them with .pub, so that who
+// verifies needs no right to the signer keys; and where there is none, the signer key's own. Signers is empty.
+func LoadVerifierKeys(name string, paths ...string) (Keys, error) {
+	keys := Keys{Name: name}
+	var verifiers []note.Verifier
+	for _, path := range paths {
+		raw, err := os.ReadFile(path + ".pub")
+		public := strings.TrimSpace(string(raw))
+		if errors.Is(err, os.ErrNotExist) {
+			var of Keys
+			if of, err = LoadKeys(name, path); err == nil {
+				public = of.Public[0]
+			}
+		}
+		if err != nil {
+			return keys, fmt.Errorf("reading the audit log's verifier key: %w", err)
+		}
+		verifier, err := note.NewVerifier(public)
+		if err != nil {
+			return keys, fmt.Errorf("%s.pub is no verifier key: it is what `keyherald audit keygen` writes beside the key", path)
+		}
+		if verifier.Name() != name {
+			return keys, fmt.Errorf("%s.pub is a key of the log %s, and the log is %s", path, verifier.Name(), name)
+		}
+		keys.Public, verifiers = append(keys.Public, public), append(verifiers, verifier)
+	}
+	keys.Verifiers = note.VerifierList(verifiers...)
+	return keys, nil
+}

@@ -41,16 +41,29 @@ func (f *File) Commit(overwrite bool) error {
 	case overwrite:
 		err = os.Rename(f.Name(), f.path)
 	default:
-		// A link is refused where the name is taken; there is no moment between a look and a rename.
-		if err = os.Link(f.Name(), f.path); err == nil {
-			err = os.Remove(f.Name())
-		}
+		err = f.claim()
 	}
 	f.done = true
 	if err != nil {
 		return errors.Join(err, ignoreMissing(os.Remove(f.Name())))
 	}
 	return syncDirectory(filepath.Dir(f.path))
+}
+
+// claim gives the file its path where nothing is there. A link is refused where the name is taken, so there is no moment
+// between a look and a rename; some shares have no links.
+func (f *File) claim() error {
+	err := os.Link(f.Name(), f.path)
+	if err == nil {
+		return os.Remove(f.Name())
+	}
+	if !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if _, err := os.Lstat(f.path); err == nil {
+		return &fs.PathError{Op: "create", Path: f.path, Err: fs.ErrExist}
+	}
+	return os.Rename(f.Name(), f.path)
 }
 
 // Abort forgets the file; after Commit it does nothing.
