@@ -61,16 +61,15 @@ func (e *exporter) run(ctx context.Context, stdout, said io.Writer) error {
 	default:
 		return fmt.Errorf("--format is %q: write jsonl, csv, ocsf or bundle", e.format)
 	}
-	for deadline := time.Now().Add(sealingPatience); ; loop.Pause(ctx, 200*time.Millisecond) {
+	// For how long a redaction that was made just now is waited for: a few batches.
+	patience := 5*time.Second + 3*e.tools.config.Audit.Interval
+	for deadline := time.Now().Add(patience); ; loop.Pause(ctx, 200*time.Millisecond) {
 		err := e.tools.read.Snapshot(ctx, func(in context.Context) error { return e.snapshot(ctx, in, stdout, said) })
 		if !errors.Is(err, errRedactionUnsealed) || time.Now().After(deadline) || ctx.Err() != nil {
 			return err
 		}
 	}
 }
-
-// sealingPatience is for how long a redaction that was made just now is waited for.
-const sealingPatience = 15 * time.Second
 
 var errRedactionUnsealed = errors.New("a detail was redacted, and the event that says so is not sealed, so that a bundle would look altered: see that `keyherald serve` runs and signs (/readyz says), then export again")
 

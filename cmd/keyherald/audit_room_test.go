@@ -68,6 +68,7 @@ database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: sig
 audit:
   name: %s
   signing_key_files: [%s]
+  interval: 10ms
   sinks:
     - {name: minutes, type: directory, path: checkpoints, held_by: internal audit}
     - {name: lines, type: file, path: lines.jsonl}
