@@ -196,3 +196,22 @@ func (db *DB) CountUnsealed(ctx context.Context) (n int64, err error) {
 	}
 	return n, nil
 }
+
+// CheckAuditor fails unless this connection's role may read the audit log, and may add nothing to it nor change it.
+func (db *DB) CheckAuditor(ctx context.Context) error {
+	var role string
+	var super, reads, changes bool
+	err := db.QueryRow(ctx, `SELECT current_user, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+		(SELECT bool_and(has_table_privilege(name, 'SELECT')) FROM unnest(ARRAY['audit_log', 'audit_event', 'audit_detail', 'audit_leaf', 'audit_node', 'audit_checkpoint', 'audit_redaction']) AS name),
+		(SELECT bool_or(has_table_privilege(name, right_)) FROM unnest(ARRAY['audit_event', 'audit_detail', 'audit_leaf', 'audit_node', 'audit_checkpoint', 'audit_redaction']) AS name,
+			unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS right_)`).Scan(&role, &super, &reads, &changes)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading the role's rights: %w", err)
+	case super || changes:
+		return fmt.Errorf("%s could change the audit log: it is no auditor", role)
+	case !reads:
+		return fmt.Errorf("%s may not read the audit log", role)
+	}
+	return nil
+}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -279,6 +280,44 @@ func TestABundleHasWhatTheFormatSays(t *testing.T) {
 	}
 	if again, err := read.GetRootHash(nil); err != nil || n != 8 || !bytes.Equal(again, root) {
 		t.Errorf("the root over %d lines is another one (%v)", n, err)
+	}
+}
+
+// What is in memory must not grow with the log.
+func TestALongLogIsWrittenWithoutKeepingIt(t *testing.T) {
+	record := sample()[1]
+	const leaves, look = 200_000, 20_000
+	var low, high uint64
+	long := func(yield func(audit.Record, error) bool) {
+		for n := range int64(leaves) {
+			if n%look == look-1 {
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				if low == 0 {
+					low = m.HeapAlloc
+				}
+				high = max(high, m.HeapAlloc)
+			}
+			r := record
+			r.Index, r.Body = n, bytes.Clone(record.Body)
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
+	for name, write := range map[string]func() error{
+		"bundle": func() error { return export.Bundle{Size: leaves, Leaves: long}.Write(io.Discard) },
+		"CSV":    func() error { _, err := export.CSV(io.Discard, long); return err },
+		"OCSF":   func() error { _, err := export.Each(io.Discard, long, export.OCSF("x")); return err },
+	} {
+		low, high = 0, 0
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		if high == 0 || high > low+4<<20 {
+			t.Errorf("%s: %d bytes in memory after %d events, and up to %d later", name, low, look, high)
+		}
 	}
 }
 

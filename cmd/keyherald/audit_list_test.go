@@ -158,6 +158,26 @@ func TestToolsReadAsTheWriterWhereThereIsNoAuditor(t *testing.T) {
 	}
 }
 
+func TestTheAuditorsRoleReadsAndChangesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	ctx := t.Context()
+	auditor, err := postgres.Open(ctx, r.Database.AuditorURL)
+	check(t, err)
+	t.Cleanup(func() { _ = auditor.Close() })
+	check(t, auditor.CheckAuditor(ctx))
+	for role, db := range map[string]*postgres.DB{"writer": r.Writer, "signer": r.Sealer, "superuser": r.Super} {
+		if db.CheckAuditor(ctx) == nil {
+			t.Errorf("the %s passes for an auditor", role)
+		}
+	}
+	_, err = r.Super.Exec(ctx, "REVOKE SELECT ON audit_detail FROM "+r.Database.Auditor)
+	check(t, err)
+	if err := auditor.CheckAuditor(ctx); err == nil || !strings.Contains(err.Error(), "may not read") {
+		t.Error(err)
+	}
+}
+
 func TestTheListForPeopleIsSafeForTheirTerminals(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
