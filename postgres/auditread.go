@@ -75,7 +75,7 @@ func (f EventFilter) where() (condition string, args []any) {
 	return strings.Join(conditions, " AND "), args
 }
 
-const recordColumns = `COALESCE(e.id, l.event_id), COALESCE(l.leaf_index, -1), l.leaf_hash, e.body, d.salt, d.detail, r.redaction_id`
+const recordColumns = `e.id, COALESCE(l.leaf_index, -1), l.leaf_hash, e.body, d.salt, d.detail, r.redaction_id`
 
 func scanRecord(rows interface{ Scan(...any) error }) (audit.Record, error) {
 	var r audit.Record
@@ -111,10 +111,13 @@ func (db *DB) Event(ctx context.Context, key uuid.UUID) (record audit.Record, ok
 // LeavesBetween reads the leaves with indexes from first to before end, in their order. A leaf whose event was deleted has
 // no Body.
 func (db *DB) LeavesBetween(ctx context.Context, first, end int64) ([]audit.Record, error) {
+	// Subqueries, and not joins: the events of neighbouring leaves are neighbours in the index, which the planner does not
+	// know, so that it would read whole tables for each page.
 	var page []audit.Record
-	for record, err := range db.records(ctx, `SELECT `+recordColumns+` FROM audit_leaf l LEFT JOIN audit_event e ON e.id = l.event_id
-		LEFT JOIN audit_detail d ON d.event_id = l.event_id LEFT JOIN audit_redaction r ON r.event_id = l.event_id
-		WHERE l.leaf_index >= $1 AND l.leaf_index < $2 ORDER BY l.leaf_index`, first, end) {
+	for record, err := range db.records(ctx, `SELECT l.event_id, l.leaf_index, l.leaf_hash, (SELECT body FROM audit_event WHERE id = l.event_id),
+			(SELECT salt FROM audit_detail WHERE event_id = l.event_id), (SELECT detail FROM audit_detail WHERE event_id = l.event_id),
+			(SELECT redaction_id FROM audit_redaction WHERE event_id = l.event_id)
+		FROM audit_leaf l WHERE l.leaf_index >= $1 AND l.leaf_index < $2 ORDER BY l.leaf_index`, first, end) {
 		if err != nil {
 			return nil, err
 		}

@@ -3,8 +3,8 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strings"
 
-	"github.com/lib/pq"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyherald/keyherald/audit/checkpoint"
@@ -81,12 +81,18 @@ func (db *DB) SomeCheckpoints(ctx context.Context, about int) ([]checkpoint.Sign
 
 // NodesBetween reads the nodes above the leaves that are complete with one of the leaves from first to before end.
 func (db *DB) NodesBetween(ctx context.Context, first, end int64) ([]tree.Node, error) {
-	var levels, from, to []int64
+	// A query for each level, whose range the planner sees: in a join with the ranges it would read the whole table.
+	var levels []string
+	var args []any
 	for level := 1; first>>level < end>>level; level++ {
-		levels, from, to = append(levels, int64(level)), append(from, first>>level), append(to, end>>level)
+		n := len(args)
+		levels = append(levels, fmt.Sprintf(`SELECT level, n, hash FROM audit_node WHERE level = $%d AND n >= $%d AND n < $%d`, n+1, n+2, n+3))
+		args = append(args, level, first>>level, end>>level)
 	}
-	rows, err := db.Query(ctx, `SELECT a.level, a.n, a.hash FROM unnest($1::integer[], $2::bigint[], $3::bigint[]) AS wanted (level, first, last)
-		JOIN audit_node a ON a.level = wanted.level AND a.n >= wanted.first AND a.n < wanted.last`, pq.Array(levels), pq.Array(from), pq.Array(to))
+	if len(levels) == 0 {
+		return nil, nil
+	}
+	rows, err := db.Query(ctx, strings.Join(levels, " UNION ALL "), args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading nodes of the audit tree: %w", err)
 	}
