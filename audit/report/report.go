@@ -51,7 +51,6 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 		}
 		return t.UTC().Format("2006-01-02 15:04:05")
 	},
-	"day": func(t time.Time) string { return t.UTC().Format(time.DateOnly) },
 	"or": func(text, otherwise string) string {
 		if text == "" {
 			return otherwise
@@ -106,17 +105,26 @@ func HTML(to io.Writer, p Page) error {
 		Rotations                                 list[Rotation]
 		Refused, Admin, Reads                     list[Act]
 		SentIsNoProof, Verdict, Symbol, VerdictIs string
-		LastDay                                   time.Time
+		Span                                      string
 	}{
 		Page: p, Timeline: newTimeline(p.Facts), Rotated: some(p.Facts.Rotated), NotRotated: some(p.Facts.NotRotated), Rotations: some(p.Facts.Rotations),
 		Refused: some(p.Facts.Refused), Admin: some(p.Facts.Admin), Reads: some(p.Facts.Reads), SentIsNoProof: SentIsNoProof,
-		Verdict: string(p.Integrity.Verdict), LastDay: p.To.Add(-time.Millisecond),
+		Verdict: string(p.Integrity.Verdict), Span: p.span(),
 	}
 	data.Symbol, data.VerdictIs = symbolOf(p.Integrity.Verdict)
 	if err := pageTemplate.Execute(to, data); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
 	return nil
+}
+
+// span is the period in words; whole days are told as days.
+func (p Period) span() string {
+	from, to := p.From.UTC(), p.To.UTC()
+	if from.Truncate(24*time.Hour).Equal(from) && to.Truncate(24*time.Hour).Equal(to) {
+		return fmt.Sprintf("%s to %s (both days included)", from.Format(time.DateOnly), to.AddDate(0, 0, -1).Format(time.DateOnly))
+	}
+	return fmt.Sprintf("%s to %s", from.Format(time.DateTime), to.Format(time.DateTime))
 }
 
 // symbolOf is a sign and a class for a verdict: the sign says on paper what a colour says on a screen.

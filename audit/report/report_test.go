@@ -220,6 +220,20 @@ func TestThePageIsWritten(t *testing.T) {
 	}
 }
 
+func TestThePeriodIsToldInDaysOnlyWhereItIsOfDays(t *testing.T) {
+	part := november
+	part.To = part.To.Add(-time.Second)
+	for period, want := range map[report.Period]string{november: "2026-11-01 to 2026-11-30 (both days included)", part: "2026-11-01 00:00:00 to 2026-11-30 23:59:59."} {
+		var out bytes.Buffer
+		if err := report.HTML(&out, page(collect(t, novemberStory(), period))); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %s", want)
+		}
+	}
+}
+
 // The page is opened by people whose browser should ask nobody for anything, and run nothing.
 func TestThePageIsSelfContainedAndRunsNothing(t *testing.T) {
 	s := novemberStory()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -143,7 +144,10 @@ func (s sinkConfig) place() string {
 		}
 		return s.Network + " " + s.Address
 	case "webhook":
-		return s.URL
+		// The path may be a secret, as some services have it.
+		if u, err := url.Parse(s.URL); err == nil {
+			return u.Scheme + "://" + u.Host
+		}
 	case "s3":
 		return strings.TrimSuffix(s.Bucket+"/"+s.Prefix, "/")
 	}
