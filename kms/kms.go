@@ -27,6 +27,12 @@ type Metadata interface {
 	CanReadSecret(ctx context.Context, path string) (bool, error)
 }
 
+// Lister is what a Metadata client is too where the system lists a secret's versions without their values.
+type Lister interface {
+	// Versions lists the names of all versions that are there, oldest first.
+	Versions(ctx context.Context, path string) ([]string, error)
+}
+
 // The errors of every client. Ask Retryable, not them, whether to try again.
 var (
 	ErrNotFound    = errors.New("the KMS has no such secret or version")

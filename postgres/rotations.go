@@ -60,6 +60,11 @@ func (db *DB) Rotations(ctx context.Context, user id.UserID, open bool) ([]Rotat
 	return db.rotations(ctx, `($1 = '' OR r.user_id = $1) AND (NOT $2 OR r.ended_at IS NULL) ORDER BY r.id DESC LIMIT 10000`, user, open)
 }
 
+// AllRotations lists every rotation, oldest first.
+func (db *DB) AllRotations(ctx context.Context) ([]Rotation, error) {
+	return db.rotations(ctx, `true ORDER BY r.id`)
+}
+
 func (db *DB) rotations(ctx context.Context, where string, args ...any) ([]Rotation, error) {
 	rows, err := db.Query(ctx, `SELECT `+rotationColumns+` FROM rotation r WHERE `+where, args...)
 	if err != nil {

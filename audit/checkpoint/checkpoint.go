@@ -45,7 +45,8 @@ func Origin(name string, epoch int) string {
 	return name + "/epoch/" + strconv.Itoa(epoch)
 }
 
-func epochOf(name, origin string) (int, error) {
+// EpochOf is the epoch that the first line of a checkpoint names; it fails where that is of another log.
+func EpochOf(name, origin string) (int, error) {
 	if origin == name {
 		return 1, nil
 	}
@@ -77,7 +78,7 @@ func Open(name, signed string, verifiers note.Verifiers) (Checkpoint, error) {
 		return Checkpoint{}, errors.New("opening a checkpoint: origin, size or root is missing")
 	}
 	var c Checkpoint
-	if c.Epoch, err = epochOf(name, lines[0]); err != nil {
+	if c.Epoch, err = EpochOf(name, lines[0]); err != nil {
 		return c, err
 	}
 	if c.Size, err = strconv.ParseInt(lines[1], 10, 64); err != nil || c.Size < 0 || strconv.FormatInt(c.Size, 10) != lines[1] {
@@ -165,6 +166,36 @@ func LoadKeys(name string, paths ...string) (Keys, error) {
 	}
 	if len(keys.Signers) == 0 {
 		return keys, errors.New("the audit log has no key to sign with: `keyherald audit keygen` makes one")
+	}
+	keys.Verifiers = note.VerifierList(verifiers...)
+	return keys, nil
+}
+
+// LoadVerifierKeys reads the verifier keys that belong to files with signer keys: those beside them with .pub, so that who
+// verifies needs no right to the signer keys; and where there is none, the signer key's own. Signers is empty.
+func LoadVerifierKeys(name string, paths ...string) (Keys, error) {
+	keys := Keys{Name: name}
+	var verifiers []note.Verifier
+	for _, path := range paths {
+		raw, err := os.ReadFile(path + ".pub")
+		public := strings.TrimSpace(string(raw))
+		if errors.Is(err, os.ErrNotExist) {
+			var of Keys
+			if of, err = LoadKeys(name, path); err == nil {
+				public = of.Public[0]
+			}
+		}
+		if err != nil {
+			return keys, fmt.Errorf("reading the audit log's verifier key: %w", err)
+		}
+		verifier, err := note.NewVerifier(public)
+		if err != nil {
+			return keys, fmt.Errorf("%s.pub is no verifier key: it is what `keyherald audit keygen` writes beside the key", path)
+		}
+		if verifier.Name() != name {
+			return keys, fmt.Errorf("%s.pub is a key of the log %s, and the log is %s", path, verifier.Name(), name)
+		}
+		keys.Public, verifiers = append(keys.Public, public), append(verifiers, verifier)
 	}
 	keys.Verifiers = note.VerifierList(verifiers...)
 	return keys, nil

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -108,5 +109,49 @@ func TestKeysThatDoNotFitAreRefusedWithoutBeingShown(t *testing.T) {
 	}
 	if _, err := LoadKeys(name); err == nil {
 		t.Error("no key is enough")
+	}
+}
+
+func TestWhoVerifiesNeedsNoSignerKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.key")
+	public, err := WriteKeys(path, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signers, err := LoadKeys(name, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := Sign(name, Checkpoint{Epoch: 1, Size: 3}, signers.Signers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	works := func(with string) {
+		t.Helper()
+		keys, err := LoadVerifierKeys(name, path)
+		if err != nil || len(keys.Public) != 1 || keys.Public[0] != public || len(keys.Signers) != 0 {
+			t.Errorf("%s: %v, %v", with, keys.Public, err)
+		}
+		if _, err := Open(keys.Name, signed, keys.Verifiers); err != nil {
+			t.Errorf("%s: %v", with, err)
+		}
+	}
+	if _, err := LoadVerifierKeys("example.org/another", path); err == nil {
+		t.Error("a key of another log is taken")
+	}
+	works("both files")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	works("the verifier key alone")
+	if err := errors.Join(os.Rename(path+".away", path), os.Remove(path+".pub")); err != nil {
+		t.Fatal(err)
+	}
+	works("the signer key alone")
+	if err := os.WriteFile(path+".pub", []byte("hunter2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadVerifierKeys(name, path); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("it says %v", err)
 	}
 }

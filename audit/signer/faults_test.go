@@ -16,17 +16,17 @@ func TestTheSignersWritesMayFailBeforeAndAfterTheyTookEffect(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
 	recorder := &faults.Recorder{}
-	connector, err := pq.NewConnector(r.database.SignerURL)
+	connector, err := pq.NewConnector(r.Database.SignerURL)
 	check(t, err)
-	if r.sealer, err = postgres.OpenWith(t.Context(), sql.OpenDB(recorder.Connector("PostgreSQL", connector)), r.database.SignerURL); err != nil {
+	if r.Sealer, err = postgres.OpenWith(t.Context(), sql.OpenDB(recorder.Connector("PostgreSQL", connector)), r.Database.SignerURL); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.sealer.Close() })
-	r.signer = r.fresh(t)
+	t.Cleanup(func() { _ = r.Sealer.Close() })
+	r.Signer = r.NewSigner(t)
 	batch := func(t *testing.T) {
 		t.Helper()
-		r.append(t, 3)
-		if _, err := r.signer.Seal(t.Context()); err != nil {
+		r.Append(t, 3)
+		if _, err := r.Signer.Seal(t.Context()); err != nil {
 			return // what was lost is sealed by the next round
 		}
 		r.intact(t)
@@ -51,9 +51,9 @@ func TestTheSignersWritesMayFailBeforeAndAfterTheyTookEffect(t *testing.T) {
 					t.Fatalf("it did not come to this write: %v", recorder.Points())
 				}
 				if restart {
-					r.signer = r.fresh(t)
+					r.Signer = r.NewSigner(t)
 				}
-				r.seal(t)
+				r.Seal(t)
 				r.intact(t)
 			})
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/internal/atomicfile"
 )
 
 // Directory keeps the newest checkpoint as the file `latest`, and one a day for good under epoch and date. A replica
@@ -71,7 +72,7 @@ func (d *Directory) Publish(ctx context.Context, c checkpoint.Signed) error {
 		if name == mark {
 			content = d.keys.Name + "\n"
 		}
-		if err := replace(filepath.Join(d.path, name), content); err != nil {
+		if err := atomicfile.Replace(filepath.Join(d.path, name), []byte(content), 0o644); err != nil {
 			return fmt.Errorf("writing the checkpoint %s: %w", name, err)
 		}
 	}
@@ -94,29 +95,4 @@ func olderThan(keys checkpoint.Keys, present string, c checkpoint.Signed) (bool,
 		return false, err
 	}
 	return known.Compare(c.Checkpoint) < 0, nil
-}
-
-// replace writes a file so that a crash leaves the old one or the new one. The temporary name is the writer's own, since
-// replicas may share the directory.
-func replace(path, content string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(content)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDirectory(filepath.Dir(path))
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

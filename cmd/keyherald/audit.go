@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -12,35 +11,12 @@ import (
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/relay"
 )
 
 func auditCommand(load func() (config, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "The audit log"}
-	cmd.AddCommand(auditList(load), auditKeygen(), auditAcceptLoss(load), auditCheckpoint(load))
-	return cmd
-}
-
-func auditList(load func() (config, error)) *cobra.Command {
-	var rotationID string
-	var limit int
-	cmd := &cobra.Command{Use: "list", Short: "Print the audit log as JSON Lines, oldest first", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			lines, err := db.Log(cmd.Context(), rotationID, limit)
-			if err != nil {
-				return err
-			}
-			encoder := json.NewEncoder(cmd.OutOrStdout())
-			for _, line := range lines {
-				if err := encoder.Encode(line); err != nil {
-					return fmt.Errorf("printing the audit log: %w", err)
-				}
-			}
-			return nil
-		})
-	}}
-	cmd.Flags().StringVar(&rotationID, "rotation", "", "only this rotation's")
-	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many, the newest")
+	cmd.AddCommand(auditList(load), auditShow(load), auditFollow(load), auditExport(load), auditReport(load), auditVerify(load), auditCheckpoint(load), auditProve(load),
+		auditCompleteness(load), auditRedact(load), auditKeygen(), auditAcceptLoss(load))
 	return cmd
 }
 
@@ -67,7 +43,7 @@ func withSigner(ctx context.Context, load func() (config, error), do func(config
 		return err
 	}
 	if !c.Audit.on() {
-		return errors.New("the configuration has no audit section, so this log is not signed: config.example.yaml shows one")
+		return errUnsigned
 	}
 	s, db, err := c.openSigner(ctx, zerolog.Nop())
 	if err != nil {
@@ -97,20 +73,4 @@ func acceptLoss(cmd *cobra.Command, load func() (config, error), reason string) 
 			loss.Surviving, loss.Published.Size, loss.Epoch, loss.Surviving)
 		return err
 	})
-}
-
-func auditCheckpoint(load func() (config, error)) *cobra.Command {
-	return &cobra.Command{Use: "checkpoint", Short: "Print the newest signed checkpoint", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			state, err := db.TreeState(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if state.Note == "" {
-				return errors.New("there is no checkpoint yet: `keyherald serve` signs one about a second after the first event")
-			}
-			_, err = fmt.Fprint(cmd.OutOrStdout(), state.Note)
-			return err
-		})
-	}}
 }

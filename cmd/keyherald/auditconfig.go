@@ -31,6 +31,8 @@ type auditConfig struct {
 type sinkConfig struct {
 	Name string `yaml:"name"`
 	Type string `yaml:"type"`
+	// HeldBy says in words who controls the place: `keyherald audit report` prints it.
+	HeldBy string `yaml:"held_by"`
 	// Path is of a directory or a file.
 	Path string `yaml:"path"`
 	// Network and Address are syslog's.

@@ -147,6 +147,21 @@ func (p *preflight) database(ctx context.Context) {
 	p.look("database schema", func() (string, error) { return "the one this program was built for", db.CheckSchema(ctx) }, "run `keyherald migrate` as the owner")
 	p.look("database role", func() (string, error) { return "appends to the audit log and cannot change it", db.CheckWriter(ctx) },
 		"connect as the writer role that `keyherald migrate` grants to, not as the owner or a superuser")
+	if c.Database.AuditorURLFile != "" {
+		p.look("auditor role", func() (string, error) { return p.auditorRole(ctx) }, "check database.auditor_url_file: it is for the auditor role that `keyherald migrate` grants to")
+	}
+}
+
+func (p *preflight) auditorRole(ctx context.Context) (string, error) {
+	url, err := readFile(p.config.Database.AuditorURLFile)
+	if err != nil {
+		return "", err
+	}
+	db, err := postgres.Open(ctx, url)
+	if err != nil {
+		return "", err
+	}
+	return "reads the audit log and cannot change it", errors.Join(db.CheckAuditor(ctx), db.Close())
 }
 
 func (p *preflight) homeserver(ctx context.Context, registration appservice.Registration, identity appservice.Identity) {

@@ -97,8 +97,10 @@ type databaseConfig struct {
 	URLFile      string `yaml:"url_file"`
 	OwnerURLFile string `yaml:"owner_url_file"`
 	// SignerURLFile is for the role that seals the audit log.
-	SignerURLFile string         `yaml:"signer_url_file"`
-	Roles         postgres.Roles `yaml:"roles"`
+	SignerURLFile string `yaml:"signer_url_file"`
+	// AuditorURLFile is for the role as which `keyherald audit` reads; the writer's is used where it is empty.
+	AuditorURLFile string         `yaml:"auditor_url_file"`
+	Roles          postgres.Roles `yaml:"roles"`
 }
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
@@ -114,7 +116,8 @@ func loadConfig(path string) (config, error) {
 
 // resolve makes relative paths relative to the configuration's directory.
 func (c *config) resolve(file *strictyaml.File) {
-	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile, &c.Database.SignerURLFile)
+	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile, &c.Database.SignerURLFile,
+		&c.Database.AuditorURLFile)
 	file.Resolve(c.Audit.paths()...)
 	for _, source := range c.Sources {
 		for i := range source.Keys {

@@ -30,7 +30,7 @@ func main() {
 	defer stop()
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "keyherald:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
 }
 

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// trail prints the audit log as `keyherald audit list` does.
+// trail prints what `keyherald audit list` tells.
 func (w *World) trail(ctx context.Context, s screen, result *Result) error {
-	out, err := w.keyherald(ctx, "audit", "list", "--limit", "1000")
+	out, err := w.keyherald(ctx, "audit", "list", "--json", "--limit", "1000")
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (w *World) playOn(s screen) {
 	program := filepath.Join(w.config.Programs, "keyherald") + " -c " + filepath.Join(w.config.Dir, "config.yaml")
 	s.title("Everything is still running")
 	s.line("Press Enter to rotate once more, Ctrl-C to end it all. In another terminal:")
-	for _, command := range []string{"rotations list", "devices list", "audit list", "check", "enroll --user " + w.alice.String()} {
+	for _, command := range []string{"rotations list", "devices list", "audit list", "audit verify", "check", "enroll --user " + w.alice.String()} {
 		s.line("  %s %s", program, command)
 	}
 	s.line("  %s -c %s status", filepath.Join(w.config.Programs, "keyherald-device"), filepath.Join(w.config.Dir, "device.yaml"))

@@ -109,7 +109,7 @@ func (w *World) startPostgres(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(w.write("writer.url", throughTap), w.write("signer.url", signerThroughTap)); err != nil {
+	if err := errors.Join(w.write("writer.url", throughTap), w.write("signer.url", signerThroughTap), w.write("auditor.url", w.database.AuditorURL)); err != nil {
 		return err
 	}
 	if w.db, err = postgres.Open(ctx, w.database.WriterURL); err != nil {
@@ -201,8 +201,8 @@ public_url: %[2]s
 homeserver: %[3]s
 registration: registration.yaml
 bot: {user_id: "@%[4]s:%[5]s", identity_file: bot-identity.json, self_signing_file: bot-self-signing.seed, pickle_key_file: bot-pickle.key}
-database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, roles: {writer: %[6]s, auditor: %[7]s, signer: %[10]s}}
-audit: {name: %[11]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints}]}
+database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, auditor_url_file: auditor.url, roles: {writer: %[6]s, auditor: %[7]s, signer: %[10]s}}
+audit: {name: %[11]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints, held_by: whoever plays the demo}]}
 kms:
   corporate: {type: setec, url: "http://%[8]s", check_path: %[9]s}
 sources:

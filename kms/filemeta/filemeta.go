@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/keyherald/keyherald/kms"
@@ -20,8 +22,13 @@ type Config struct {
 	Dir string `yaml:"dir"`
 }
 
-// Client implements kms.Metadata, and is what package filesecret reads names and public keys with.
+// Client implements kms.Metadata and kms.Lister, and is what package filesecret reads names and public keys with.
 type Client struct{ root *os.Root }
+
+var (
+	_ kms.Metadata = (*Client)(nil)
+	_ kms.Lister   = (*Client)(nil)
+)
 
 // New opens the directory; nothing outside of it can be reached through a path.
 func New(config Config) (*Client, error) {
@@ -61,6 +68,31 @@ func (c *Client) PublicKey(secretPath, version string) (string, error) {
 		return "", err
 	}
 	return strings.TrimRight(public, "="), nil
+}
+
+// Versions implements kms.Lister: they are the numbers in the names of the keys, none of which is opened.
+func (c *Client) Versions(_ context.Context, secretPath string) ([]string, error) {
+	if err := kms.CheckPath(secretPath); err != nil {
+		return nil, err
+	}
+	entries, err := fs.ReadDir(c.root.FS(), secretPath)
+	if err != nil {
+		return nil, Error(secretPath, err)
+	}
+	var numbers []uint64
+	for _, entry := range entries {
+		if name, ok := strings.CutSuffix(entry.Name(), ".key"); ok {
+			if n, err := strconv.ParseUint(name, 10, 64); err == nil {
+				numbers = append(numbers, n)
+			}
+		}
+	}
+	slices.Sort(numbers)
+	versions := make([]string, len(numbers))
+	for i, n := range numbers {
+		versions[i] = strconv.FormatUint(n, 10)
+	}
+	return versions, nil
 }
 
 // CanReadSecret opens the current key and closes it unread.

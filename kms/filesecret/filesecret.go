@@ -11,9 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
@@ -54,28 +52,8 @@ func (c *Client) Current(ctx context.Context, secretPath string) (string, error)
 }
 
 // Versions implements secret.Reader; versions are numbers.
-func (c *Client) Versions(_ context.Context, secretPath string) ([]string, error) {
-	if err := kms.CheckPath(secretPath); err != nil {
-		return nil, err
-	}
-	entries, err := fs.ReadDir(c.root.FS(), secretPath)
-	if err != nil {
-		return nil, filemeta.Error(secretPath, err)
-	}
-	var numbers []uint64
-	for _, entry := range entries {
-		if name, ok := strings.CutSuffix(entry.Name(), ".key"); ok {
-			if n, err := strconv.ParseUint(name, 10, 64); err == nil {
-				numbers = append(numbers, n)
-			}
-		}
-	}
-	slices.Sort(numbers)
-	versions := make([]string, len(numbers))
-	for i, n := range numbers {
-		versions[i] = strconv.FormatUint(n, 10)
-	}
-	return versions, nil
+func (c *Client) Versions(ctx context.Context, secretPath string) ([]string, error) {
+	return c.metadata.Versions(ctx, secretPath)
 }
 
 // Fetch implements secret.Reader.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +95,12 @@ func reading(t *testing.T, traits Traits, start func(t *testing.T) KMS) {
 		if err != nil || len(versions) != 2 || versions[0] != first || versions[1] != second {
 			t.Fatalf("the versions are %v (%v), not %q and %q, oldest first", versions, err, first, second)
 		}
+		if lister, ok := k.Privileged.(kms.Lister); ok {
+			listed, err := lister.Versions(t.Context(), path)
+			if err != nil || !slices.Equal(listed, versions) {
+				t.Fatalf("the metadata lists the versions %v (%v), and the secrets %v", listed, err, versions)
+			}
+		}
 	})
 
 	t.Run("the current version is fetched by no name, and an earlier one by its own", func(t *testing.T) {
@@ -181,6 +188,11 @@ func reading(t *testing.T, traits Traits, start func(t *testing.T) KMS) {
 		_, described := k.Metadata.Current(ctx, "keyherald/nobody")
 		_, current := k.Secrets.Current(ctx, "keyherald/nobody")
 		_, versions := k.Secrets.Versions(ctx, "keyherald/nobody")
+		if lister, ok := k.Privileged.(kms.Lister); ok {
+			if _, err := lister.Versions(ctx, "keyherald/nobody"); !errors.Is(err, kms.ErrNotFound) {
+				t.Errorf("Metadata.Versions: got %v, which must be ErrNotFound", err)
+			}
+		}
 		_, fetched := k.Secrets.Fetch(ctx, "keyherald/nobody", "")
 		_, version := k.Secrets.Fetch(ctx, path, traits.Absent)
 		for call, err := range map[string]error{"Metadata.Current": described, "Current": current, "Versions": versions, "Fetch": fetched, "Fetch of a version": version} {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/tailscale/setec/types/api"
@@ -24,11 +25,16 @@ type Config struct {
 	CAFile string `yaml:"ca_file,omitempty"`
 }
 
-// Client implements kms.Metadata. It needs setec's action "info" on the paths, and must not have "get".
+// Client implements kms.Metadata and kms.Lister. It needs setec's action "info" on the paths, and must not have "get".
 type Client struct {
 	base string
 	http *bounded.Client
 }
+
+var (
+	_ kms.Metadata = (*Client)(nil)
+	_ kms.Lister   = (*Client)(nil)
+)
 
 // New checks the configuration.
 func New(config Config) (*Client, error) {
@@ -50,6 +56,20 @@ func (c *Client) Current(ctx context.Context, path string) (kms.Description, err
 		return kms.Description{}, fmt.Errorf("reading the setec metadata of %s: %w", path, err)
 	}
 	return kms.Description{Path: path, Version: strconv.FormatUint(uint64(info.ActiveVersion), 10)}, nil
+}
+
+// Versions implements kms.Lister: /api/info lists them.
+func (c *Client) Versions(ctx context.Context, path string) ([]string, error) {
+	info, err := c.info(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the setec metadata of %s: %w", path, err)
+	}
+	slices.Sort(info.Versions)
+	versions := make([]string, len(info.Versions))
+	for i, v := range info.Versions {
+		versions[i] = strconv.FormatUint(uint64(v), 10)
+	}
+	return versions, nil
 }
 
 // CanReadSecret asks for the value only if it differs from the active version's, which it does not: a credential that

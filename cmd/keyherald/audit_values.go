@@ -1,0 +1,76 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// instant reads a time that somebody wrote: RFC 3339; a day, such as 2026-11-30 (UTC), which as an end includes the day;
+// or how long ago, such as 90m, 24h or 7d.
+func instant(text string, now time.Time, end bool) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t.UTC(), possible(text, t)
+	}
+	if day, err := time.Parse(time.DateOnly, text); err == nil {
+		if end {
+			day = day.AddDate(0, 0, 1)
+		}
+		return day, possible(text, day)
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			ago := now.UTC().AddDate(0, 0, -int(n))
+			return ago, possible(text, ago)
+		}
+	}
+	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+		return now.UTC().Add(-ago), possible(text, now.Add(-ago))
+	}
+	return time.Time{}, fmt.Errorf("%q is no time: write a day such as 2026-11-30, a time such as 2026-11-30T08:00:00Z, or how long ago, such as 24h or 7d", text)
+}
+
+// possible refuses what no event can have: the database and the ids of events take no other times.
+func possible(text string, t time.Time) error {
+	if t.Year() < 1970 || t.Year() > 9000 {
+		return fmt.Errorf("%q is no time of an event: write a year from 1970 on", text)
+	}
+	return nil
+}
+
+// between reads the bounds of a period; what is empty is no bound.
+func between(from, to string, now time.Time) (since, until time.Time, err error) {
+	if from != "" {
+		if since, err = instant(from, now, false); err != nil {
+			return since, until, err
+		}
+	}
+	if to != "" {
+		if until, err = instant(to, now, true); err != nil {
+			return since, until, err
+		}
+	}
+	if !since.IsZero() && !until.IsZero() && !since.Before(until) {
+		return since, until, fmt.Errorf("the period begins at %s and ends at %s: its begin must be before its end", since.Format(time.RFC3339), until.Format(time.RFC3339))
+	}
+	return since, until, nil
+}
+
+// leafIndex reads a leaf index.
+func leafIndex(text string) (int64, error) {
+	index, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || index < 0 || strconv.FormatInt(index, 10) != text {
+		return 0, fmt.Errorf("%q is no leaf index: write a number from 0 on", text)
+	}
+	return index, nil
+}
+
+var (
+	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
+	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
+)
+
+// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
+const maxFilter = 300
