@@ -39,7 +39,7 @@ type World struct {
 	pg       *keyheraldtest.Postgres
 	database *keyheraldtest.Database
 	db       *postgres.DB
-	hs       *keyheraldtest.Dendrite
+	hs       *keyheraldtest.Homeserver
 	setec    *testsetec.Server
 	// Everything the server says or hears goes through one of these.
 	serverTaps map[string]*keyheraldtest.Tap
