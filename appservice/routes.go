@@ -85,6 +85,8 @@ type Registration struct {
 	SenderLocalpart string     `yaml:"sender_localpart"`
 	RateLimited     bool       `yaml:"rate_limited"`
 	Namespaces      Namespaces `yaml:"namespaces"`
+	// MSC4190 makes a homeserver that has that behind a flag let the bot create its device, and refuse it a login.
+	MSC4190 bool `yaml:"io.element.msc4190,omitempty"`
 }
 
 // Namespaces are the bot alone: a namespace that covers staff would let the as_token act as everyone.
