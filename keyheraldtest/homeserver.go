@@ -25,8 +25,8 @@ const ServerName = "keyherald.test"
 
 const registrationSecret = "keyheraldtest"
 
-// Homeserver is a real homeserver on SQLite, without rate limits and federation. StartDendrite, StartSynapse and
-// StartHomeserver start one.
+// Homeserver is a real homeserver on SQLite, without rate limits and federation. StartDendrite and its like
+// start one.
 type Homeserver struct {
 	// Name is the software with its version.
 	Name string
@@ -38,18 +38,19 @@ type Homeserver struct {
 	done    chan struct{}
 }
 
-// Kinds are the homeservers that StartHomeserver knows.
-func Kinds() []string { return []string{"dendrite", "synapse"} }
+// StartHomeserver is StartDendrite or one like it: it starts a homeserver in dir with these application-service
+// registrations.
+type StartHomeserver func(ctx context.Context, dir string, registrations ...string) (*Homeserver, error)
 
-// StartHomeserver starts a homeserver of one of the Kinds in dir with these application-service registrations.
-func StartHomeserver(ctx context.Context, kind, dir string, registrations ...string) (*Homeserver, error) {
-	switch kind {
+// HomeserverNamed gives what starts a homeserver by the software's name, dendrite or synapse.
+func HomeserverNamed(name string) (StartHomeserver, error) {
+	switch name {
 	case "dendrite":
-		return StartDendrite(ctx, dir, registrations...)
+		return StartDendrite, nil
 	case "synapse":
-		return StartSynapse(ctx, dir, registrations...)
+		return StartSynapse, nil
 	}
-	return nil, fmt.Errorf("there is no homeserver %q: say one of %v", kind, Kinds())
+	return nil, fmt.Errorf("there is no homeserver %q: say dendrite or synapse", name)
 }
 
 // Start starts the homeserver again after Kill, with the data it has.
