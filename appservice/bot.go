@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
@@ -194,46 +193,39 @@ func (b *Bot) login(ctx context.Context) (*mautrix.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.session(ctx, device)
+	return b.enter(ctx, device)
 }
 
-// loginAs registers the bot's user where it is missing and logs the device in again: a token that a former holder still
-// has dies with it.
+// loginAs logs the device in again: a token that a former holder still has dies with it.
 func (b *Bot) loginAs(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
 	user := b.config.Identity.UserID
-	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
+	client, err := b.unnamed()
 	if err != nil {
-		return nil, fmt.Errorf("making the bot's client: %w", err)
+		return nil, err
 	}
-	client.DefaultHTTPRetries = 0
-	request := &mautrix.ReqLogin{
+	answer, err := client.Login(ctx, &mautrix.ReqLogin{
 		Type:                     mautrix.AuthTypeAppservice,
 		Identifier:               mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()},
 		DeviceID:                 device,
 		InitialDeviceDisplayName: deviceName,
-	}
-	answer, err := client.Login(ctx, request)
+	})
 	if unsupported(err) {
 		return nil, fmt.Errorf("%w: %w", errNoAppserviceLogin, err)
 	} else if err != nil {
-		if registerErr := registerBot(ctx, client, user); registerErr != nil {
-			return nil, fmt.Errorf("logging the bot in: %w (and registering it: %w)", err, registerErr)
-		}
-		if answer, err = client.Login(ctx, request); err != nil {
-			return nil, fmt.Errorf("logging the bot in: %w", err)
-		}
+		return nil, fmt.Errorf("logging the bot in: %w", err)
 	}
 	client.UserID, client.DeviceID, client.AccessToken = user, answer.DeviceID, answer.AccessToken
 	return client, nil
 }
 
-func registerBot(ctx context.Context, client *mautrix.Client, user id.UserID) error {
-	body := map[string]any{"type": mautrix.AuthTypeAppservice, "username": user.Localpart(), "inhibit_login": true}
-	_, err := client.MakeRequest(ctx, http.MethodPost, client.BuildClientURL("v3", "register"), body, nil)
-	if err != nil && !errors.Is(err, mautrix.MUserInUse) {
-		return err
+// unnamed is a client with the as_token, which names neither a user nor a device yet.
+func (b *Bot) unnamed() (*mautrix.Client, error) {
+	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
+	if err != nil {
+		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
-	return nil
+	client.DefaultHTTPRetries = 0
+	return client, nil
 }
 
 func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel context.CancelCauseFunc) {

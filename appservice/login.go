@@ -65,6 +65,34 @@ func isOne(err error, of []mautrix.RespError) bool {
 	return false
 }
 
+// enter registers the bot's user and makes the client of its device. Synapse logs a user in that nobody registered, and
+// then refuses his token, so registering comes first; where it fails for another reason than that he exists, the way to
+// the device shows whether it mattered.
+func (b *Bot) enter(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
+	registerErr := b.register(ctx)
+	client, err := b.session(ctx, device)
+	if err != nil {
+		return nil, errors.Join(err, registerErr)
+	}
+	if registerErr != nil {
+		b.config.Log.Warn().Err(registerErr).Msg("The homeserver did not let the bot be registered")
+	}
+	return client, nil
+}
+
+func (b *Bot) register(ctx context.Context) error {
+	client, err := b.unnamed()
+	if err != nil {
+		return err
+	}
+	body := map[string]any{"type": mautrix.AuthTypeAppservice, "username": b.config.Identity.UserID.Localpart(), "inhibit_login": true}
+	_, err = client.MakeRequest(ctx, http.MethodPost, client.BuildClientURL("v3", "register"), body, nil)
+	if err != nil && !errors.Is(err, mautrix.MUserInUse) {
+		return fmt.Errorf("registering the bot: %w", err)
+	}
+	return nil
+}
+
 // session makes the client of a device of the bot, in the configured way.
 func (b *Bot) session(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
 	if b.config.Login == LoginMSC4190 {
@@ -84,15 +112,11 @@ func (b *Bot) session(ctx context.Context, device id.DeviceID) (*mautrix.Client,
 // masquerade creates the device, unless it is there, and returns a client that acts as it. There is no token that could
 // die with a takeover: what keeps a former holder from the device's ratchets is the lease alone, as everywhere.
 func (b *Bot) masquerade(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
-	client, err := mautrix.NewClient(b.config.HomeserverURL, b.config.Identity.UserID, b.config.ASToken)
+	client, err := b.unnamed()
 	if err != nil {
-		return nil, fmt.Errorf("making the bot's client: %w", err)
+		return nil, err
 	}
-	client.DefaultHTTPRetries = 0
-	if err := registerBot(ctx, client, client.UserID); err != nil {
-		return nil, fmt.Errorf("registering the bot: %w", err)
-	}
-	client.SetAppServiceUserID = true
+	client.UserID, client.SetAppServiceUserID = b.config.Identity.UserID, true
 	if err := client.CreateDeviceMSC4190(ctx, device, deviceName); err != nil {
 		return nil, fmt.Errorf("creating the bot's device: %w: %w", errNoMasquerading, err)
 	}

@@ -19,7 +19,7 @@ type homeserver struct {
 	loginCode  string // its errcode
 	masquerade bool   // device_id is known
 	createCode int    // the status of PUT /devices
-	registered bool
+	register   string // the errcode of POST /register
 	requests   []string
 }
 
@@ -36,18 +36,15 @@ func (h *homeserver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Authorization") != "Bearer as-token":
 		refuse(http.StatusUnauthorized, "M_UNKNOWN_TOKEN")
-	case path == "/login" && h.loginCode != "" && (h.loginCode != "M_FORBIDDEN" || !h.registered):
+	case path == "/login" && h.loginCode != "":
 		refuse(h.login, h.loginCode)
 	case path == "/login" && h.login != http.StatusOK && h.loginCode == "":
 		w.WriteHeader(h.login)
 	case path == "/login":
 		answer(http.StatusOK, map[string]string{"user_id": bot.String(), "device_id": "DEVICE", "access_token": "of the device"})
+	case path == "/register" && h.register != "":
+		refuse(http.StatusBadRequest, h.register)
 	case path == "/register":
-		if h.registered {
-			refuse(http.StatusBadRequest, "M_USER_IN_USE")
-			return
-		}
-		h.registered = true
 		answer(http.StatusOK, map[string]string{"user_id": bot.String()})
 	case path == "/devices/DEVICE" && r.Method == http.MethodPut && r.URL.Query().Get("user_id") == bot.String():
 		if h.createCode != http.StatusCreated {
@@ -90,7 +87,8 @@ func TestTheBotTakesTheWayToItsDeviceThatTheHomeserverHas(t *testing.T) {
 	}{
 		{"it logs in where it can", LoginAuto, both, loggedIn, nil},
 		{"an empty way is auto", "", both, loggedIn, nil},
-		{"a bot that nobody knows is registered first", LoginAuto, with(http.StatusForbidden, "M_FORBIDDEN"), loggedIn, nil},
+		{"a bot that is there already is as good", LoginAuto, with(http.StatusOK, "", func(h *homeserver) { h.register = "M_USER_IN_USE" }), loggedIn, nil},
+		{"a homeserver that registers nobody may know it all the same", LoginAuto, with(http.StatusOK, "", func(h *homeserver) { h.register = "M_FORBIDDEN" }), loggedIn, nil},
 		{"the Matrix Authentication Service refuses it, so it makes its device", LoginAuto, with(http.StatusBadRequest, "M_UNRECOGNIZED"), acting, nil},
 		{"so does a Synapse that delegates to it", LoginAuto, with(http.StatusNotFound, "M_UNRECOGNIZED"), acting, nil},
 		{"and the specification's own answer", LoginAuto, with(http.StatusBadRequest, "M_APPSERVICE_LOGIN_UNSUPPORTED"), acting, nil},
@@ -110,7 +108,7 @@ func TestTheBotTakesTheWayToItsDeviceThatTheHomeserverHas(t *testing.T) {
 			server := httptest.NewServer(&hs)
 			defer server.Close()
 			b := &Bot{config: BotConfig{HomeserverURL: server.URL, ASToken: "as-token", Login: test.login, Identity: Identity{UserID: bot}, Log: zerolog.Nop()}}
-			client, err := b.session(t.Context(), "DEVICE")
+			client, err := b.enter(t.Context(), "DEVICE")
 			if test.token == "" {
 				if err == nil || test.err != nil && !errors.Is(err, test.err) {
 					t.Fatalf("got %v", err)
@@ -119,6 +117,9 @@ func TestTheBotTakesTheWayToItsDeviceThatTheHomeserverHas(t *testing.T) {
 			}
 			if err != nil {
 				t.Fatal(err)
+			}
+			if hs.requests[0] != "POST /register" {
+				t.Errorf("Synapse needs the bot registered before it logs in: %v", hs.requests)
 			}
 			if client.AccessToken != test.token || client.DeviceID != "DEVICE" || client.UserID != bot {
 				t.Errorf("the client is %s of %s, with another token than expected: %v", client.DeviceID, client.UserID, client.AccessToken != test.token)
