@@ -28,6 +28,9 @@ func TestTheCommittedRegistrationIsRefused(t *testing.T) {
 	if registration.CheckTokens() == nil {
 		t.Error("placeholder tokens were taken")
 	}
+	if err := registration.CheckBot("@keyherald:example.org"); err != nil {
+		t.Errorf("it is not what `keyherald registration` would write: %v", err)
+	}
 }
 
 func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
