@@ -28,8 +28,8 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
 
-demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running
-	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep)
+demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, HS=synapse is on Synapse
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) $(if $(KEEP),-keep)
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)

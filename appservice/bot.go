@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
@@ -30,12 +29,14 @@ type Worker interface {
 type BotConfig struct {
 	HomeserverURL string
 	ASToken       string
-	Identity      Identity
-	PickleKey     []byte
-	Holder        string
-	DB            *postgres.DB
-	NewWorker     func(*todevice.Endpoint) Worker
-	Log           zerolog.Logger
+	// Login is how the bot gets its device; empty is LoginAuto.
+	Login     Login
+	Identity  Identity
+	PickleKey []byte
+	Holder    string
+	DB        *postgres.DB
+	NewWorker func(*todevice.Endpoint) Worker
+	Log       zerolog.Logger
 }
 
 // The lease outlives two missed renewals; a takeover after a SIGKILL comes within leaseLife.
@@ -140,7 +141,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	if err := b.config.Identity.establish(ctx, client, endpoint); err != nil {
 		return err
 	}
-	if err := b.logOutRetired(ctx); err != nil {
+	if err := b.logOutRetired(ctx, client); err != nil {
 		b.config.Log.Warn().Err(err).Msg("A retired device of the bot is still logged in; the next holder of the bot tries again")
 	}
 	worker := b.config.NewWorker(endpoint)
@@ -182,8 +183,7 @@ func (b *Bot) renew(ctx context.Context, epoch int64, cancel context.CancelCause
 	}
 }
 
-// login registers the bot's user where it is missing and logs its one device in again: the device keeps its keys and
-// waiting messages, and a token that a former holder still has dies with it.
+// login makes the client of the bot's one device, which keeps its keys and waiting messages.
 func (b *Bot) login(ctx context.Context) (*mautrix.Client, error) {
 	fresh, err := NewDeviceID()
 	if err != nil {
@@ -193,42 +193,39 @@ func (b *Bot) login(ctx context.Context) (*mautrix.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.loginAs(ctx, device)
+	return b.enter(ctx, device)
 }
 
+// loginAs logs the device in again: a token that a former holder still has dies with it.
 func (b *Bot) loginAs(ctx context.Context, device id.DeviceID) (*mautrix.Client, error) {
 	user := b.config.Identity.UserID
-	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
+	client, err := b.unnamed()
 	if err != nil {
-		return nil, fmt.Errorf("making the bot's client: %w", err)
+		return nil, err
 	}
-	client.DefaultHTTPRetries = 0
-	request := &mautrix.ReqLogin{
+	answer, err := client.Login(ctx, &mautrix.ReqLogin{
 		Type:                     mautrix.AuthTypeAppservice,
 		Identifier:               mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()},
 		DeviceID:                 device,
-		InitialDeviceDisplayName: "Keyherald",
-	}
-	answer, err := client.Login(ctx, request)
-	if err != nil {
-		if registerErr := registerBot(ctx, client, user); registerErr != nil {
-			return nil, fmt.Errorf("logging the bot in: %w (and registering it: %w)", err, registerErr)
-		}
-		if answer, err = client.Login(ctx, request); err != nil {
-			return nil, fmt.Errorf("logging the bot in: %w", err)
-		}
+		InitialDeviceDisplayName: deviceName,
+	})
+	if unsupported(err) {
+		return nil, fmt.Errorf("%w: %w", errNoAppserviceLogin, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("logging the bot in: %w", err)
 	}
 	client.UserID, client.DeviceID, client.AccessToken = user, answer.DeviceID, answer.AccessToken
 	return client, nil
 }
 
-func registerBot(ctx context.Context, client *mautrix.Client, user id.UserID) error {
-	body := map[string]any{"type": mautrix.AuthTypeAppservice, "username": user.Localpart(), "inhibit_login": true}
-	_, err := client.MakeRequest(ctx, http.MethodPost, client.BuildClientURL("v3", "register"), body, nil)
-	if err != nil && !errors.Is(err, mautrix.MUserInUse) {
-		return err
+// unnamed is a client with the as_token, which names neither a user nor a device yet.
+func (b *Bot) unnamed() (*mautrix.Client, error) {
+	client, err := mautrix.NewClient(b.config.HomeserverURL, "", b.config.ASToken)
+	if err != nil {
+		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
-	return nil
+	client.DefaultHTTPRetries = 0
+	return client, nil
 }
 
 func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel context.CancelCauseFunc) {
@@ -238,7 +235,7 @@ func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel c
 			failures = 0
 			continue
 		}
-		if errors.Is(err, mautrix.MUnknownToken) || errors.Is(err, postgres.ErrLeaseLost) {
+		if errors.Is(err, mautrix.MUnknownToken) || deviceGone(err) || errors.Is(err, postgres.ErrLeaseLost) {
 			cancel(err)
 			return
 		}

@@ -96,19 +96,14 @@ func (b *Bot) remember(ctx context.Context, client *mautrix.Client) {
 	})
 }
 
-// logOutRetired logs the bot's former devices out, so that nobody encrypts to them: logging in as the device gives the
-// token that logs it out.
-func (b *Bot) logOutRetired(ctx context.Context) error {
+// logOutRetired logs the bot's former devices out, so that nobody encrypts to them.
+func (b *Bot) logOutRetired(ctx context.Context, current *mautrix.Client) error {
 	retired, err := b.config.DB.RetiredBotDevices(ctx)
 	if err != nil {
 		return err
 	}
 	for _, device := range retired {
-		client, err := b.loginAs(ctx, device)
-		if err != nil {
-			return err
-		}
-		if _, err := client.Logout(ctx); err != nil {
+		if err := b.logOut(ctx, current, device); err != nil {
 			return fmt.Errorf("logging the bot's retired device %s out: %w", device, err)
 		}
 		if err := b.config.DB.RetiredBotLoggedOut(ctx, device); err != nil {

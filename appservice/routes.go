@@ -85,6 +85,8 @@ type Registration struct {
 	SenderLocalpart string     `yaml:"sender_localpart"`
 	RateLimited     bool       `yaml:"rate_limited"`
 	Namespaces      Namespaces `yaml:"namespaces"`
+	// MSC4190 makes a homeserver that has that behind a flag let the bot create its device, and refuse it a login.
+	MSC4190 bool `yaml:"io.element.msc4190,omitempty"`
 }
 
 // Namespaces are the bot alone: a namespace that covers staff would let the as_token act as everyone.
@@ -106,9 +108,9 @@ const Placeholder = "REPLACE-ME: run `keyherald registration`"
 // NewRegistration makes a registration, with the tokens of old if there are any and rotate is false.
 func NewRegistration(old *Registration, bot id.UserID, url string, rotate bool) (Registration, error) {
 	r := Registration{
-		ID: "keyherald", URL: url, SenderLocalpart: bot.Localpart(),
+		ID: "keyherald", URL: url, SenderLocalpart: senderLocalpart(bot),
 		Namespaces: Namespaces{
-			Users:   []Namespace{{Exclusive: true, Regex: "^" + regexp.QuoteMeta(bot.String()) + "$"}},
+			Users:   []Namespace{{Exclusive: true, Regex: botRegex(bot)}},
 			Aliases: []Namespace{}, Rooms: []Namespace{},
 		},
 	}
@@ -125,6 +127,23 @@ func NewRegistration(old *Registration, bot id.UserID, url string, rotate bool) 
 	}
 	return r, nil
 }
+
+// senderLocalpart names the user that the application service is by itself. It must not be the bot: Synapse lets that
+// user have no /sync. Homeservers give nobody else a name that begins with an underscore.
+func senderLocalpart(bot id.UserID) string { return "_" + bot.Localpart() }
+
+// CheckBot refuses a registration that is not for this bot alone.
+func (r Registration) CheckBot(bot id.UserID) error {
+	if r.SenderLocalpart != senderLocalpart(bot) {
+		return fmt.Errorf("sender_localpart is %q and not %q", r.SenderLocalpart, senderLocalpart(bot))
+	}
+	if len(r.Namespaces.Users) != 1 || r.Namespaces.Users[0].Regex != botRegex(bot) || len(r.Namespaces.Rooms)+len(r.Namespaces.Aliases) > 0 {
+		return errors.New("its namespaces are not the bot alone: if they cover more, the as_token could act as other people")
+	}
+	return nil
+}
+
+func botRegex(bot id.UserID) string { return "^" + regexp.QuoteMeta(bot.String()) + "$" }
 
 // CheckTokens refuses missing, placeholder and short tokens.
 func (r Registration) CheckTokens() error {

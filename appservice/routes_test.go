@@ -72,6 +72,24 @@ func TestARegistrationKeepsItsTokensAndCoversTheBotAlone(t *testing.T) {
 			t.Errorf("the namespace covers %s: %v", user, !want)
 		}
 	}
+	if first.SenderLocalpart == "keyherald" {
+		t.Error("the bot is the application service's own user, whom Synapse lets have no /sync")
+	}
+	for name, change := range map[string]func(*Registration){
+		"as it is made":            func(*Registration) {},
+		"the bot as sender":        func(r *Registration) { r.SenderLocalpart = "keyherald" },
+		"a namespace of everybody": func(r *Registration) { r.Namespaces.Users = []Namespace{{Regex: ".*"}} },
+		"a second namespace":       func(r *Registration) { r.Namespaces.Users = append(r.Namespaces.Users, Namespace{Regex: "@a:b"}) },
+		"a namespace of rooms":     func(r *Registration) { r.Namespaces.Rooms = []Namespace{{Regex: ".*"}} },
+		"the namespace of another": func(r *Registration) { r.Namespaces.Users[0].Regex = "^@other:example\\.org$" },
+	} {
+		changed := first
+		changed.Namespaces.Users = append([]Namespace(nil), first.Namespaces.Users...)
+		change(&changed)
+		if err := changed.CheckBot(bot); (err == nil) != (name == "as it is made") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	same := first
 	same.HSToken = same.ASToken
 	placeholder := first

@@ -24,7 +24,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
-var dendrite *keyheraldtest.Dendrite
+var dendrite *keyheraldtest.Homeserver
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {

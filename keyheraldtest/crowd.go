@@ -42,7 +42,7 @@ func CrowdRegistration(dir string) (*Crowd, string, error) {
 }
 
 // Make makes n members on the homeserver.
-func (c *Crowd) Make(ctx context.Context, hs *Dendrite, n int) ([]Member, error) {
+func (c *Crowd) Make(ctx context.Context, hs *Homeserver, n int) ([]Member, error) {
 	c.url = hs.URL
 	members := make([]Member, n)
 	errs := make(chan error, n)

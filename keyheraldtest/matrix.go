@@ -69,7 +69,7 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	if err := machine.ShareKeys(ctx, 0); err != nil {
 		return nil, fmt.Errorf("sharing the keys of %s: %w", device, err)
 	}
-	c := &Client{Client: client, Machine: machine, store: store, directory: directory, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
+	c := &Client{Client: client, Machine: machine, store: store, directory: directory, arrived: make(chan struct{}, 1)}
 	machine.SecretPushReceiver = func(_ context.Context, evt *crypto.DecryptedOlmEvent, content *event.SecretPushEventContent) {
 		c.mu.Lock()
 		c.pushes = append(c.pushes, Push{Name: string(content.Name), Secret: content.Secret, Raw: evt.Content.VeryRaw})
@@ -82,16 +82,27 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	syncer := client.Syncer.(*mautrix.DefaultSyncer)
 	syncer.OnEvent(client.StateStoreSyncHandler)
 	syncer.OnSync(machine.ProcessSyncResponse)
-	syncCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c.cancel = cancel
-	go func() { defer close(c.done); _ = client.SyncWithContext(syncCtx) }()
+	c.GoOnline(ctx)
 	return c, nil
+}
+
+// GoOnline starts the sync again after GoOffline, from where it was.
+func (c *Client) GoOnline(ctx context.Context) {
+	syncCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	c.cancel, c.done = cancel, done
+	go func() { defer close(done); _ = c.SyncWithContext(syncCtx) }()
+}
+
+// GoOffline stops the sync, with everything the device has kept.
+func (c *Client) GoOffline() {
+	c.cancel()
+	<-c.done
 }
 
 // Close stops the sync; the device stays logged in.
 func (c *Client) Close() {
-	c.cancel()
-	<-c.done
+	c.GoOffline()
 	_ = c.store.DB.Close()
 	_ = os.RemoveAll(c.directory)
 }
@@ -175,34 +186,12 @@ func (c *Client) CreateBackup(ctx context.Context, key *backup.MegolmBackupKey, 
 
 // WriteHistory makes an encrypted room, sends a message, and puts its room key into the key backup alone.
 func (c *Client) WriteHistory(ctx context.Context, version id.KeyBackupVersion, key *backup.MegolmBackupKey, text string) (id.RoomID, id.EventID, error) {
-	room, err := c.CreateRoom(ctx, &mautrix.ReqCreateRoom{InitialState: []*event.Event{{Type: event.StateEncryption,
-		Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}}}}})
-	if err != nil {
-		return "", "", fmt.Errorf("creating a room: %w", err)
-	}
-	err = Until(ctx, 10*time.Second, func() error {
-		encrypted, err := c.StateStore.IsEncrypted(ctx, room.RoomID)
-		if err == nil && !encrypted {
-			err = errors.New("the room is not encrypted yet")
-		}
-		return err
-	})
+	// Nobody gets the room key: the backup is the only other place that has it.
+	room, message, sessionID, err := c.write(ctx, text, nil)
 	if err != nil {
 		return "", "", err
 	}
-	// Nobody gets the room key: the backup is the only other place that has it.
-	if err := c.Machine.ShareGroupSession(ctx, room.RoomID, nil); err != nil {
-		return "", "", fmt.Errorf("making a room key: %w", err)
-	}
-	encrypted, err := c.Machine.EncryptMegolmEvent(ctx, room.RoomID, event.EventMessage, &event.MessageEventContent{MsgType: event.MsgText, Body: text})
-	if err != nil {
-		return "", "", fmt.Errorf("encrypting a message: %w", err)
-	}
-	sent, err := c.SendMessageEvent(ctx, room.RoomID, event.EventEncrypted, encrypted)
-	if err != nil {
-		return "", "", fmt.Errorf("sending a message: %w", err)
-	}
-	session, err := c.Machine.CryptoStore.GetGroupSession(ctx, room.RoomID, encrypted.SessionID)
+	session, err := c.Machine.CryptoStore.GetGroupSession(ctx, room, sessionID)
 	if err != nil || session == nil {
 		return "", "", fmt.Errorf("reading the room key back: %w", err)
 	}
@@ -219,9 +208,49 @@ func (c *Client) WriteHistory(ctx context.Context, version id.KeyBackupVersion, 
 	if err != nil {
 		return "", "", err
 	}
-	url := c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "room_keys", "keys", room.RoomID, encrypted.SessionID}, map[string]string{"version": version.String()})
+	url := c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "room_keys", "keys", room, sessionID}, map[string]string{"version": version.String()})
 	_, err = c.MakeRequest(ctx, "PUT", url, map[string]any{"first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": json.RawMessage(data)}, nil)
-	return room.RoomID, sent.EventID, err
+	return room, message, err
+}
+
+// WriteMessage makes an encrypted room, gives its room key to all of the user's devices, and sends a message.
+func (c *Client) WriteMessage(ctx context.Context, text string) (id.RoomID, id.EventID, error) {
+	if _, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true); err != nil {
+		return "", "", fmt.Errorf("reading the user's devices: %w", err)
+	}
+	room, message, _, err := c.write(ctx, text, []id.UserID{c.UserID})
+	return room, message, err
+}
+
+// write makes an encrypted room, gives its room key to these users, and sends a message.
+func (c *Client) write(ctx context.Context, text string, readers []id.UserID) (id.RoomID, id.EventID, id.SessionID, error) {
+	room, err := c.CreateRoom(ctx, &mautrix.ReqCreateRoom{InitialState: []*event.Event{{Type: event.StateEncryption,
+		Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}}}}})
+	if err != nil {
+		return "", "", "", fmt.Errorf("creating a room: %w", err)
+	}
+	err = Until(ctx, 10*time.Second, func() error {
+		encrypted, err := c.StateStore.IsEncrypted(ctx, room.RoomID)
+		if err == nil && !encrypted {
+			err = errors.New("the room is not encrypted yet")
+		}
+		return err
+	})
+	if err != nil {
+		return "", "", "", err
+	}
+	if err := c.Machine.ShareGroupSession(ctx, room.RoomID, readers); err != nil {
+		return "", "", "", fmt.Errorf("making a room key: %w", err)
+	}
+	encrypted, err := c.Machine.EncryptMegolmEvent(ctx, room.RoomID, event.EventMessage, &event.MessageEventContent{MsgType: event.MsgText, Body: text})
+	if err != nil {
+		return "", "", "", fmt.Errorf("encrypting a message: %w", err)
+	}
+	sent, err := c.SendMessageEvent(ctx, room.RoomID, event.EventEncrypted, encrypted)
+	if err != nil {
+		return "", "", "", fmt.Errorf("sending a message: %w", err)
+	}
+	return room.RoomID, sent.EventID, encrypted.SessionID, nil
 }
 
 // ReadHistory downloads the current key backup with a key and reads a message with what was in it.
@@ -229,6 +258,11 @@ func (c *Client) ReadHistory(ctx context.Context, room id.RoomID, message id.Eve
 	if _, err := c.Machine.DownloadAndStoreLatestKeyBackup(ctx, key); err != nil {
 		return "", err
 	}
+	return c.Read(ctx, room, message)
+}
+
+// Read fetches a message and decrypts it with what the device has.
+func (c *Client) Read(ctx context.Context, room id.RoomID, message id.EventID) (string, error) {
 	evt, err := c.GetEvent(ctx, room, message)
 	if err != nil {
 		return "", err

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -119,12 +118,12 @@ func (p *preflight) registration(r appservice.Registration) error {
 	switch {
 	case r.CheckTokens() != nil:
 		return r.CheckTokens()
-	case r.SenderLocalpart != bot.Localpart():
-		return fmt.Errorf("sender_localpart is %q and the bot is %s", r.SenderLocalpart, bot)
+	case r.CheckBot(bot) != nil:
+		return r.CheckBot(bot)
 	case r.URL != p.config.PublicURL:
 		return fmt.Errorf("url is %s and public_url is %s", r.URL, p.config.PublicURL)
-	case len(r.Namespaces.Users) != 1 || r.Namespaces.Users[0].Regex != "^"+regexp.QuoteMeta(bot.String())+"$" || len(r.Namespaces.Rooms)+len(r.Namespaces.Aliases) > 0:
-		return errors.New("its namespaces cover more than the bot, so the as_token could act as other people")
+	case r.MSC4190 != (p.config.Bot.Login == appservice.LoginMSC4190):
+		return fmt.Errorf("io.element.msc4190 is %t and bot.login is %q: only for msc4190 it must be true", r.MSC4190, p.config.Bot.Login)
 	}
 	return nil
 }
@@ -171,7 +170,7 @@ func (p *preflight) homeserver(ctx context.Context, registration appservice.Regi
 		p.look("homeserver", func() (string, error) { return "", err }, "write homeserver: https://matrix.example.org")
 		return
 	}
-	client.DefaultHTTPRetries = 0
+	client.DefaultHTTPRetries, client.SetAppServiceUserID = 0, true
 	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	reached := true
@@ -189,10 +188,11 @@ func (p *preflight) homeserver(ctx context.Context, registration appservice.Regi
 			return "", err
 		}
 		if who.UserID != c.Bot.UserID {
-			return "", fmt.Errorf("the as_token is %s's and not %s's", who.UserID, c.Bot.UserID)
+			return "", fmt.Errorf("the as_token acts as %s and not as %s", who.UserID, c.Bot.UserID)
 		}
-		return "the as_token is the bot's", nil
+		return "the as_token may act as the bot", nil
 	}, "name "+c.Registration+" in the homeserver's configuration and restart it (Dendrite: app_service_api.config_files, Synapse: app_service_config_files)")
+	p.look("the bot's login", func() (string, error) { return p.login(limited, client) }, "write bot.login: auto")
 	p.look("the way back", func() (string, error) { return p.wayBack(limited, client, registration) },
 		"start `keyherald serve`, and let public_url lead to it from the homeserver's machine")
 	p.look("bot identity at the homeserver", func() (string, error) {
@@ -208,6 +208,24 @@ func (p *preflight) homeserver(ctx context.Context, registration appservice.Regi
 		}
 		return "", appservice.ErrForeignIdentity
 	}, "restore the identity files the bot was made with; devices are pinned to them")
+}
+
+// login looks whether the homeserver offers what the bot's way to its device needs.
+func (p *preflight) login(ctx context.Context, client *mautrix.Client) (string, error) {
+	flows, err := client.GetLoginFlows(ctx)
+	offered := err == nil && flows.HasFlow(mautrix.AuthTypeAppservice)
+	switch p.config.Bot.Login {
+	case appservice.LoginMSC4190:
+		return "none: it makes its device and acts with the as_token (MSC4190)", nil
+	case appservice.LoginAppservice:
+		if !offered {
+			return "", errors.Join(errors.New("bot.login is appservice, and the homeserver offers application services no login"), err)
+		}
+	}
+	if !offered {
+		return "none is offered, so it makes its device and acts with the as_token (MSC4190)", nil
+	}
+	return "the homeserver offers application services one", nil
 }
 
 // wayBack asks the homeserver to ping us (client-server API, "appservice ping"); where it cannot, our own public_url is

@@ -52,6 +52,8 @@ type botConfig struct {
 	IdentityFile    string    `yaml:"identity_file"`
 	SelfSigningFile string    `yaml:"self_signing_file"`
 	PickleKeyFile   string    `yaml:"pickle_key_file"`
+	// Login is how the bot gets its device; empty is auto.
+	Login appservice.Login `yaml:"login"`
 }
 
 // kmsConfig is one KMS, as the server sees it: metadata alone. CheckPath is a secret's path that `keyherald check` asks for.
@@ -105,7 +107,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second}}
+	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -134,6 +136,9 @@ func (c *config) resolve(file *strictyaml.File) {
 func (c config) validate() error {
 	if _, _, err := c.Bot.UserID.Parse(); err != nil {
 		return fmt.Errorf("bot.user_id is %q: write @keyherald:your.server", c.Bot.UserID)
+	}
+	if err := c.Bot.Login.Validate(); err != nil {
+		return fmt.Errorf("bot.login: %w", err)
 	}
 	for _, needed := range []struct{ key, value string }{
 		{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}, {"registration", c.Registration}, {"bot.identity_file", c.Bot.IdentityFile},

@@ -28,6 +28,9 @@ func TestTheCommittedRegistrationIsRefused(t *testing.T) {
 	if registration.CheckTokens() == nil {
 		t.Error("placeholder tokens were taken")
 	}
+	if err := registration.CheckBot("@keyherald:example.org"); err != nil {
+		t.Errorf("it is not what `keyherald registration` would write: %v", err)
+	}
 }
 
 func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
@@ -39,6 +42,7 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 	tests := []struct{ name, old, new, want string }{
 		{"an unknown key is named with its line", "listen:", "listne:", "line LINE"},
 		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line LINE: bot.user_id"},
+		{"a way to log in that is none", "login: auto", "login: password", "line LINE: bot.login"},
 		{"a key that is missing", "registration: registration.yaml", "", "registration is missing"},
 		{"an address that is none", "http://localhost:8008", "localhost:8008", "line LINE: homeserver"},
 		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line LINE: sources.corporate-kms.mapping.pattern"},

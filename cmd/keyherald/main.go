@@ -122,6 +122,7 @@ func registrationCommand(load func() (config, error)) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		registration.MSC4190 = c.Bot.Login == appservice.LoginMSC4190
 		encoded, err := yaml.Marshal(registration)
 		if err != nil {
 			return fmt.Errorf("encoding the registration: %w", err)

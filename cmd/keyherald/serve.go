@@ -118,7 +118,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	host, _ := os.Hostname()
 	bot, err := appservice.NewBot(appservice.BotConfig{
-		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Identity: identity, PickleKey: pickleKey,
+		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Login: c.Bot.Login, Identity: identity, PickleKey: pickleKey,
 		Holder: host + "/" + uuid.NewString(), DB: db, Log: log,
 		NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
 	})

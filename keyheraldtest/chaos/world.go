@@ -45,7 +45,7 @@ type world struct {
 	db *postgres.DB
 	// hsMu is held while Dendrite is down.
 	hsMu       sync.Mutex
-	hs         *keyheraldtest.Dendrite
+	hs         *keyheraldtest.Homeserver
 	hung       int
 	setec      *testsetec.Server
 	pgLink     *link

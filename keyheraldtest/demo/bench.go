@@ -28,7 +28,7 @@ func BenchRotation(ctx context.Context, config Config, rounds int) (row bench.Ro
 	if err := w.people(ctx, s); err != nil {
 		return row, err
 	}
-	sender, err := w.login(ctx, w.alice, "SENDER")
+	sender, err := w.Login(ctx, w.alice, "SENDER")
 	if err != nil {
 		return row, err
 	}

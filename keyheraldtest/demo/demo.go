@@ -8,17 +8,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
+
+	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
 // Config is what Run needs. Programs is a directory with the built keyherald and keyherald-device; Dir is an empty
 // directory, which everything the parts write goes into. Hold, if set, is called when all is checked and still runs.
 type Config struct {
-	Programs string
-	Dir      string
-	Out      io.Writer
-	Color    bool
-	Hold     func(ctx context.Context, w *World) error
+	Programs   string
+	Dir        string
+	Homeserver keyheraldtest.StartHomeserver
+	Out        io.Writer
+	Color      bool
+	Hold       func(ctx context.Context, w *World) error
 }
 
 // Result is the demo's last line.
@@ -45,13 +49,13 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if w != nil {
 		defer func() { err = errors.Join(err, w.Close()) }()
 	}
+	if err == nil {
+		err = w.people(ctx, s)
+	}
 	if err != nil {
-		return result, err
+		return result, errors.Join(err, w.tellLogs(s))
 	}
-	if err := w.people(ctx, s); err != nil {
-		return result, err
-	}
-	s.title("The rotation")
+	s.title("The rotation, on " + w.Homeserver.Name)
 	if result, err = w.rotate(ctx, s); err != nil {
 		return result, errors.Join(err, w.tellLogs(s))
 	}
@@ -100,6 +104,12 @@ func (s screen) title(text string) {
 
 func (s screen) line(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.out, "   "+format+"\n", args...)
+}
+
+func (s screen) lines(text []byte) {
+	for line := range strings.Lines(string(text)) {
+		s.line("%s", strings.TrimRight(line, "\n"))
+	}
 }
 
 // step tells what is being done and how long it took.

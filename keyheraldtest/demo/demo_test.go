@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
 )
 
@@ -26,7 +27,7 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	}
 	var out bytes.Buffer
 	held := false
-	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Out: &out, Hold: func(ctx context.Context, w *World) error {
+	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
 		metricsTellTheStory(ctx, t, w)
 		rotationsAreShown(ctx, t, w)
@@ -46,7 +47,7 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 }
 
 func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
-	list, err := w.keyherald(ctx, "rotations", "list", "--json")
+	list, err := w.Keyherald(ctx, "rotations", "list", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	if err := json.Unmarshal([]byte(list), &row); err != nil || row.State != "done" {
 		t.Fatalf("%v: %s", err, list)
 	}
-	shown, err := w.keyherald(ctx, "rotations", "show", row.ID, "--json")
+	shown, err := w.Keyherald(ctx, "rotations", "show", row.ID, "--json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,13 +66,13 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	if err := json.Unmarshal([]byte(shown), &whole); err != nil || len(whole.Attempts) != 1 || whole.Attempts[0].Stage != "pushed" || len(whole.Deliveries) != 3 {
 		t.Errorf("%v: %s", err, shown)
 	}
-	if text, err := w.keyherald(ctx, "rotations", "show", row.ID); err != nil || !strings.Contains(text, "skipped_unverified") {
+	if text, err := w.Keyherald(ctx, "rotations", "show", row.ID); err != nil || !strings.Contains(text, "skipped_unverified") {
 		t.Errorf("%v: %s", err, text)
 	}
-	if text, err := w.keyherald(ctx, "rotations", "watch", row.ID); err != nil || !strings.Contains(text, "notification.accepted") || !strings.Contains(text, "rotation.done") {
+	if text, err := w.Keyherald(ctx, "rotations", "watch", row.ID); err != nil || !strings.Contains(text, "notification.accepted") || !strings.Contains(text, "rotation.done") {
 		t.Errorf("%v: %s", err, text)
 	}
-	status, err := w.command(ctx, "keyherald-device", "status")
+	status, err := w.Command(ctx, "keyherald-device", "status", "-c", "device.yaml")
 	var accounts map[string]struct {
 		Enrolled  bool
 		Rotations []struct{ Stage string }
@@ -80,14 +81,14 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 		t.Errorf("the status of running accounts: %v: %s", err, status)
 	}
 	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
-		if out, err := w.keyherald(ctx, append([]string{"rotations"}, args...)...); err == nil {
+		if out, err := w.Keyherald(ctx, append([]string{"rotations"}, args...)...); err == nil {
 			t.Errorf("rotations %v was done: %s", args, out)
 		}
 	}
 }
 
 func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.listen+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,27 +114,27 @@ func brokenOnPurpose(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tooMuch, err := w.setec.Principal("too-much", testsetec.DeviceRules(kmsPath))
+	tooMuch, err := w.Setec.Principal("too-much", testsetec.DeviceRules(kmsPath))
 	if err != nil {
 		t.Fatal(err)
 	}
-	setecTap := "http://" + w.serverTaps["setec"].Address()
+	setecTap := "http://" + w.ServerTaps["setec"].Address()
 	for _, test := range []struct{ name, old, new, want string }{
 		{"credentials that can read the secret", setecTap, tooMuch, "CAN READ SECRETS"},
 		{"a KMS that is not there", setecTap, "http://127.0.0.1:1", "FAIL  KMS corporate"},
-		{"a homeserver that is not there", "homeserver: " + "http://" + w.serverTaps["the homeserver"].Address(), "homeserver: http://127.0.0.1:1", "FAIL  homeserver"},
+		{"a homeserver that is not there", "homeserver: " + "http://" + w.ServerTaps["the homeserver"].Address(), "homeserver: http://127.0.0.1:1", "FAIL  homeserver"},
 		{"the owner in place of the writer", "url_file: writer.url", "url_file: owner.url", "FAIL  database role"},
-		{"a public_url that leads nowhere", "public_url: http://" + w.serverTaps["its own door"].Address(), "public_url: http://127.0.0.1:1", "FAIL  registration"},
+		{"a public_url that leads nowhere", "public_url: http://" + w.ServerTaps["its own door"].Address(), "public_url: http://127.0.0.1:1", "FAIL  registration"},
 		{"a bot without its seed", "self_signing_file: bot-self-signing.seed", "self_signing_file: kms.secret", "FAIL  bot identity"},
 	} {
 		changed := strings.Replace(string(config), test.old, test.new, 1)
 		if changed == string(config) {
 			t.Fatalf("%s: the configuration has no %q", test.name, test.old)
 		}
-		if err := w.write("broken.yaml", changed); err != nil {
+		if err := w.Write("broken.yaml", changed); err != nil {
 			t.Fatal(err)
 		}
-		out, err := w.keyherald(ctx, "check", "-c", "broken.yaml")
+		out, err := w.Keyherald(ctx, "check", "-c", "broken.yaml")
 		if err == nil || !strings.Contains(out, test.want) || !strings.Contains(out, "do: ") {
 			t.Errorf("%s: %v\n%s", test.name, err, out)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
+	"github.com/keyherald/keyherald/keyheraldtest/company"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -35,7 +36,7 @@ func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err 
 	if err != nil {
 		return row, err
 	}
-	engine, err := relay.New(relay.Config{DB: w.db, BotUserID: id.NewUserID(botName, keyheraldtest.ServerName), BotMasterKey: "not asked for"})
+	engine, err := relay.New(relay.Config{DB: w.DB, BotUserID: id.NewUserID(company.BotName, keyheraldtest.ServerName), BotMasterKey: "not asked for"})
 	if err != nil {
 		return row, err
 	}
@@ -53,7 +54,7 @@ func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err 
 			return err
 		}
 		most = max(most, now)
-		due, err := w.db.DueRotations(ctx, time.Now(), time.Minute, [16]byte{}, 1)
+		due, err := w.DB.DueRotations(ctx, time.Now(), time.Minute, [16]byte{}, 1)
 		if err == nil && len(due) > 0 {
 			err = errors.New("rotations are still due")
 		}
@@ -62,7 +63,7 @@ func BenchMemory(ctx context.Context, config Config, n int) (row bench.Row, err 
 	if err != nil {
 		return row, err
 	}
-	open, err := openRotations(ctx, w.db)
+	open, err := openRotations(ctx, w.DB)
 	if err != nil {
 		return row, err
 	}
@@ -102,7 +103,7 @@ func openRotations(ctx context.Context, db *postgres.DB) (open int, err error) {
 
 // resident is the server's resident memory in MB, as its own metrics say.
 func (w *World) resident(ctx context.Context) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.listen+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
 	if err != nil {
 		return 0, err
 	}

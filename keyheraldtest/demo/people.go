@@ -2,15 +2,12 @@ package demo
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"maunium.net/go/mautrix/crypto/backup"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
-	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/keyheraldtest/company"
 )
 
 const history = "Written before the rotation: only the first key backup can open this."
@@ -25,17 +22,17 @@ func (w *World) people(ctx context.Context, s screen) error {
 		{"Alice, with a stock client, cross-signing and a recovery key", w.makeAlice},
 		{"her first key backup, and history that only it holds", w.makeHistory},
 		{"a device of hers that nobody ever verified", func(ctx context.Context) (err error) {
-			w.stranger, err = w.login(ctx, w.alice, "STRANGER")
+			w.stranger, err = w.Login(ctx, w.alice, "STRANGER")
 			return err
 		}},
 		{"Bob, somebody else", func(ctx context.Context) (err error) {
-			if w.bob, err = w.hs.CreateUser(ctx, "bob", password); err != nil {
+			if w.bob, err = w.Homeserver.CreateUser(ctx, "bob", company.Password); err != nil {
 				return err
 			}
-			if w.bobs, err = w.login(ctx, w.bob, "BOBS"); err != nil {
+			if w.bobs, err = w.Login(ctx, w.bob, "BOBS"); err != nil {
 				return err
 			}
-			_, err = w.bobs.Bootstrap(ctx, password)
+			_, err = w.bobs.Bootstrap(ctx, company.Password)
 			return err
 		}},
 		{"a managed device of Alice's, enrolled with a one-time code", func(ctx context.Context) error { return w.enroll(ctx, "alice") }},
@@ -49,22 +46,14 @@ func (w *World) people(ctx context.Context, s screen) error {
 	return nil
 }
 
-func (w *World) login(ctx context.Context, user id.UserID, device id.DeviceID) (*keyheraldtest.Client, error) {
-	client, err := keyheraldtest.Login(ctx, w.hs.URL, user, password, device)
-	if err == nil {
-		w.closers = append(w.closers, func() error { client.Close(); return nil })
-	}
-	return client, err
-}
-
 func (w *World) makeAlice(ctx context.Context) (err error) {
-	if w.alice, err = w.hs.CreateUser(ctx, "alice", password); err != nil {
+	if w.alice, err = w.Homeserver.CreateUser(ctx, "alice", company.Password); err != nil {
 		return err
 	}
-	if w.stock, err = w.login(ctx, w.alice, "STOCK"); err != nil {
+	if w.stock, err = w.Login(ctx, w.alice, "STOCK"); err != nil {
 		return err
 	}
-	w.recoveryKey, err = w.stock.Bootstrap(ctx, password)
+	w.recoveryKey, err = w.stock.Bootstrap(ctx, company.Password)
 	return err
 }
 
@@ -82,53 +71,17 @@ func (w *World) makeHistory(ctx context.Context) (err error) {
 	if w.room, w.message, err = w.stock.WriteHistory(ctx, w.oldVersion, old, history); err != nil {
 		return err
 	}
-	_, err = w.setec.PutKey(ctx, kmsPath, w.oldKey)
+	_, err = w.Setec.PutKey(ctx, kmsPath, w.oldKey)
 	return err
 }
 
 // enroll sets an account up as its operator would; the fleet of one process runs both accounts.
 func (w *World) enroll(ctx context.Context, account string) error {
-	for name, content := range map[string]string{
-		"alice.password": password, "alice.recovery-key": w.recoveryKey,
-		"device.yaml": "accounts_dir: accounts.d\nstate_dir: state\npickle_key_file: device-pickle.key\n",
-		"accounts.d/" + account + ".yaml": fmt.Sprintf(`user_id: "%s"
-homeserver: %s
-device_name: Keyherald (%s)
-login: {password_file: ../alice.password}
-verification: {recovery_key_file: ../alice.recovery-key}
-kms: {name: corporate, type: setec, url: "%s", path: %s}
-`, w.alice, w.hs.URL, account, w.deviceKMS, kmsPath),
-	} {
-		if err := w.write(name, content); err != nil {
-			return err
-		}
-	}
 	if account == "alice" {
-		if err := w.start("keyherald-device", "run", "-c", "device.yaml"); err != nil {
+		if _, err := w.Fleet("device", time.Hour); err != nil {
 			return err
 		}
 	}
-	code, err := w.keyherald(ctx, "enroll", "--user", w.alice.String())
-	if err != nil {
-		return err
-	}
-	if err := w.write("code", code); err != nil {
-		return err
-	}
-	if _, err := w.command(ctx, "keyherald-device", "enroll", "--account", account, "--code-file", "code"); err != nil {
-		return err
-	}
-	// The fleet finds the enrolled account by itself; its first status says that it runs.
-	return keyheraldtest.Until(ctx, 30*time.Second, func() error {
-		devices, err := w.db.Devices(ctx, w.alice)
-		if err != nil {
-			return err
-		}
-		for _, d := range devices {
-			if d.Name == "Keyherald ("+account+")" && !d.LastSeen.IsZero() {
-				return nil
-			}
-		}
-		return errors.New("the managed device has not reported yet")
-	})
+	_, err := w.Enroll(ctx, company.Account{Name: account, Fleet: "device", User: w.alice, RecoveryKey: w.recoveryKey, KMS: w.deviceKMS})
+	return err
 }

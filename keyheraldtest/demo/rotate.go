@@ -3,17 +3,11 @@ package demo
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/keyherald/keyherald/backup/backupkey"
-	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -26,13 +20,13 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	}
 	w.newKey = key
 	before := len(w.stock.Pushes())
-	version, err := w.setec.PutKey(ctx, kmsPath, key)
+	version, err := w.Setec.PutKey(ctx, kmsPath, key)
 	if err != nil {
 		return result, err
 	}
 	s.line("setec now has version %s of %s", version, kmsPath)
 	began := time.Now()
-	rotationID, err := w.notify(ctx, version)
+	rotationID, err := w.Notify(ctx, w.alice, version)
 	if err != nil {
 		return result, err
 	}
@@ -51,14 +45,14 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 			return result, fmt.Errorf("the rotation did not come to its end within a minute (stock client %v, managed receiver %v)", stock, managed)
 		case <-time.After(30 * time.Millisecond):
 		}
-		lines, err := w.db.Log(ctx, rotationID.String(), 1000)
+		lines, err := w.DB.Log(ctx, rotationID.String(), 1000)
 		if err != nil {
 			return result, err
 		}
 		if at, ok := view.show(lines); ok {
 			managed, last = true, later(last, at)
 		}
-		r, _, err := w.db.Rotation(ctx, rotationID)
+		r, _, err := w.DB.Rotation(ctx, rotationID)
 		if err != nil {
 			return result, err
 		}
@@ -67,7 +61,7 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 		}
 		if r.Facts.State.Ended() && stock && managed {
 			result.RotationState, result.ElapsedMS = string(r.Facts.State), last.Sub(began).Milliseconds()
-			result.Outcomes, err = w.db.Outcomes(ctx, rotationID)
+			result.Outcomes, err = w.DB.Outcomes(ctx, rotationID)
 			return result, err
 		}
 	}
@@ -96,43 +90,6 @@ func (w *World) watchStock(ctx context.Context, before int, key backupkey.Key, a
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// notify sends the signed CloudEvent and returns the rotation it opened.
-func (w *World) notify(ctx context.Context, version string) (uuid.UUID, error) {
-	w.notifications++
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/setec", "id": fmt.Sprintf("demo-%d", w.notifications),
-		"subject": kmsPath, "datacontenttype": "application/json", "data": map[string]string{"version": version}})
-	if err != nil {
-		return uuid.Nil, err
-	}
-	now, message := time.Now(), uuid.NewString()
-	signature, err := intake.Sign(w.signingKey, message, now, body)
-	if err != nil {
-		return uuid.Nil, err
-	}
-	door := "http://" + w.serverTaps["its own door"].Address()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, door+"/notify/corporate-kms", strings.NewReader(string(body)))
-	if err != nil {
-		return uuid.Nil, err
-	}
-	req.Header.Set("Content-Type", "application/cloudevents+json")
-	req.Header.Set("Webhook-Id", message)
-	req.Header.Set("Webhook-Timestamp", strconv.FormatInt(now.Unix(), 10))
-	req.Header.Set("Webhook-Signature", signature)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("notifying: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusAccepted {
-		return uuid.Nil, fmt.Errorf("the notification was answered %s", resp.Status)
-	}
-	rotations, err := w.db.Rotations(ctx, w.alice, false)
-	if err != nil || len(rotations) == 0 {
-		return uuid.Nil, errors.Join(err, errors.New("the notification was accepted and opened no rotation"))
-	}
-	return rotations[0].ID, nil
 }
 
 // view prints the audit log while it grows.

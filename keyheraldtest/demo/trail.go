@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/keyherald/keyherald/keyheraldtest/company"
 )
 
 // trail prints what `keyherald audit list` tells.
 func (w *World) trail(ctx context.Context, s screen, result *Result) error {
-	out, err := w.keyherald(ctx, "audit", "list", "--json", "--limit", "1000")
+	out, err := w.Keyherald(ctx, "audit", "list", "--json", "--limit", "1000")
 	if err != nil {
 		return err
 	}
@@ -46,6 +48,6 @@ func (w *World) playOn(s screen) {
 		s.line("  %s %s", program, command)
 	}
 	s.line("  %s -c %s status", filepath.Join(w.config.Programs, "keyherald-device"), filepath.Join(w.config.Dir, "device.yaml"))
-	s.line("  psql '%s' -c 'select time, actor, action, outcome from audit_log order by id'", w.database.AuditorURL)
-	s.line("The homeserver: %s (user alice, password %q); files and logs: %s", w.hs.URL, password, w.config.Dir)
+	s.line("  psql '%s' -c 'select time, actor, action, outcome from audit_log order by id'", w.Database.AuditorURL)
+	s.line("The homeserver: %s (user alice, password %q); files and logs: %s", w.Homeserver.URL, company.Password, w.config.Dir)
 }

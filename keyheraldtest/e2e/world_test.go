@@ -31,7 +31,7 @@ const password = "correct horse battery staple"
 
 // world is the server on real parts, with one user whose history only the first key backup holds.
 type world struct {
-	hs          *keyheraldtest.Dendrite
+	hs          *keyheraldtest.Homeserver
 	crowd       *keyheraldtest.Crowd
 	clock       *keyheraldtest.Clock // the server's
 	database    *keyheraldtest.Database

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
 	"github.com/keyherald/keyherald/keyheraldtest/demo"
 )
@@ -42,7 +43,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	// One function a row; each brings its own parts.
-	rotation, err := demo.BenchRotation(ctx, demo.Config{Programs: absolute, Dir: dir, Out: os.Stderr}, rounds)
+	rotation, err := demo.BenchRotation(ctx, demo.Config{Programs: absolute, Dir: dir, Homeserver: keyheraldtest.StartDendrite, Out: os.Stderr}, rounds)
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(memoryDir) }()
-	memory, err := demo.BenchMemory(ctx, demo.Config{Programs: absolute, Dir: memoryDir, Out: os.Stderr}, 10_000)
+	memory, err := demo.BenchMemory(ctx, demo.Config{Programs: absolute, Dir: memoryDir, Homeserver: keyheraldtest.StartDendrite, Out: os.Stderr}, 10_000)
 	if err != nil {
 		return err
 	}

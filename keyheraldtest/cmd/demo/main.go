@@ -14,22 +14,28 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/demo"
 )
 
 func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
+	homeserver := flag.String("homeserver", "dendrite", "the homeserver: dendrite or synapse")
 	keep := flag.Bool("keep", false, "leave everything running when the checks are done")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *programs, *keep); err != nil {
+	if err := run(ctx, *programs, *homeserver, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, programs string, keep bool) error {
+func run(ctx context.Context, programs, name string, keep bool) error {
+	homeserver, err := keyheraldtest.HomeserverNamed(name)
+	if err != nil {
+		return err
+	}
 	absolute, err := filepath.Abs(programs)
 	if err != nil {
 		return err
@@ -39,7 +45,7 @@ func run(ctx context.Context, programs string, keep bool) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	config := demo.Config{Programs: absolute, Dir: dir, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
+	config := demo.Config{Programs: absolute, Dir: dir, Homeserver: homeserver, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
 	if keep {
 		config.Hold = hold
 	}
