@@ -46,6 +46,11 @@ var (
 	ErrTooOften  = errors.New("the host was asked too often just now")
 )
 
+// StatusError is a host's answer that is not 200.
+type StatusError struct{ Code int }
+
+func (e *StatusError) Error() string { return fmt.Sprintf("it answered %d", e.Code) }
+
 // Dial makes a connection, as net.Dialer.DialContext.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -137,7 +142,7 @@ func (h *host) get(ctx context.Context, u *url.URL, most int64) ([]byte, error) 
 	}
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("it answered %d", res.StatusCode)
+		return nil, &StatusError{res.StatusCode}
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	if err != nil {
