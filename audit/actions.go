@@ -8,6 +8,7 @@ const (
 	NotificationAccepted Action = "notification.accepted"
 	NotificationUnusable Action = "notification.unusable"
 	NotificationRefused  Action = "notification.refused"
+	HandshakeAccepted    Action = "handshake.accepted"
 	RotationSuperseded   Action = "rotation.superseded"
 	RotationTimedOut     Action = "rotation.timed_out"
 	RotationWaiting      Action = "rotation.waiting_for_enrollment"
