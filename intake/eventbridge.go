@@ -20,8 +20,7 @@ func (eventBridge) read(_ context.Context, r *request) (said, *denial) {
 	if denied != nil {
 		return said{}, denied
 	}
-	e, denied := parseBridgeEvent(body)
-	return said{events: []event{e}}, denied
+	return one(parseBridgeEvent(body))
 }
 
 // parseBridgeEvent reads one event. Of those that Secrets Manager sends, one is a new current version: AWSCURRENT moved

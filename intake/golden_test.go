@@ -138,6 +138,10 @@ func newWeb(t *testing.T, w *senders.World, recorder intake.Recorder) *echo.Echo
 	if err != nil {
 		t.Fatal(err)
 	}
+	return echoOf(handler)
+}
+
+func echoOf(handler *intake.Handler) *echo.Echo {
 	web := echo.New()
 	handler.Register(web)
 	return web

@@ -77,6 +77,8 @@ type Deps struct {
 	Now      func() time.Time
 	Log      zerolog.Logger
 	Metrics  prometheus.Registerer
+	// BodyTime is how long a sender may take for its body; 0 means 10 seconds.
+	BodyTime time.Duration
 	// Dial and Roots are for tests: how the hosts that are asked for keys and certificates are reached, and who vouches
 	// for them. Nil are connections that avoid private addresses, and the system's roots.
 	Dial  pinned.Dial
@@ -110,6 +112,9 @@ func New(config Config, deps Deps) (*Handler, error) {
 	}
 	if deps.Now == nil {
 		deps.Now = time.Now
+	}
+	if deps.BodyTime == 0 {
+		deps.BodyTime = 10 * time.Second
 	}
 	h := &Handler{sources: map[string]*source{}, deps: deps, reading: make(chan struct{}, maxReading), inFlight: make(chan struct{}, maxInFlight), refusals: map[refusals]int{}, logged: map[string]time.Time{},
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, handshake, or the HTTP status."}, []string{"source", "answer"})}

@@ -23,8 +23,7 @@ func (pubSub) read(_ context.Context, r *request) (said, *denial) {
 	if denied != nil {
 		return said{}, denied
 	}
-	e, denied := parsePubSub(body)
-	return said{events: []event{e}}, denied
+	return one(parsePubSub(body))
 }
 
 func parsePubSub(body any) (event, *denial) {

@@ -17,9 +17,6 @@ import (
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
-// bodyTime is how long a sender may take for its body.
-const bodyTime = 10 * time.Second
-
 // request is what came, with its body.
 type request struct {
 	http   *http.Request
@@ -39,17 +36,27 @@ func (h *Handler) read(c echo.Context) (*request, *denial) {
 		return nil, later(ErrBusy.Error(), nil)
 	}
 	req := c.Request()
+	control := http.NewResponseController(c.Response())
+	// A connection without deadlines is a test's.
+	_ = control.SetReadDeadline(time.Now().Add(h.deps.BodyTime))
+	body, denied := readBody(req)
+	if denied != nil {
+		// net/http would wait for the rest of the body before it answers.
+		_ = control.SetReadDeadline(time.Now())
+		return nil, denied
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	return &request{http: req, header: req.Header, remote: req.RemoteAddr, body: body, now: h.deps.Now()}, nil
+}
+
+func readBody(req *http.Request) ([]byte, *denial) {
 	if req.Header.Get("Content-Encoding") != "" {
 		return nil, &denial{status: http.StatusUnsupportedMediaType, reason: "send the body without a Content-Encoding"}
 	}
 	if req.ContentLength > MaxBody {
 		return nil, refused(reasonTooLarge)
 	}
-	control := http.NewResponseController(c.Response())
-	// A connection without deadlines is a test's.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
 	body, err := io.ReadAll(io.LimitReader(req.Body, MaxBody+1))
-	_ = control.SetReadDeadline(time.Time{})
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, &denial{status: http.StatusRequestTimeout, reason: "body_too_slow"}
@@ -58,7 +65,7 @@ func (h *Handler) read(c echo.Context) (*request, *denial) {
 	case len(body) > MaxBody:
 		return nil, refused(reasonTooLarge)
 	}
-	return &request{http: req, header: req.Header, remote: req.RemoteAddr, body: body, now: h.deps.Now()}, nil
+	return body, nil
 }
 
 // once refuses a request that has one of these headers twice: whoever stands between the sender and us may have read
@@ -107,6 +114,14 @@ func (r *request) json() (any, *denial) {
 type said struct {
 	events    []event
 	handshake *handshake
+}
+
+// one is what a request with one event says, if that can be read.
+func one(e event, denied *denial) (said, *denial) {
+	if denied != nil {
+		return said{}, denied
+	}
+	return said{events: []event{e}}, nil
 }
 
 // event is one thing that happened. irrelevant marks a kind of event that is never a new version. field is the text of

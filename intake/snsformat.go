@@ -59,6 +59,5 @@ func (f snsFormat) read(_ context.Context, r *request) (said, *denial) {
 	if err != nil {
 		return said{}, malformed("within the Message: " + err.Error())
 	}
-	e, denied := parseBridgeEvent(body)
-	return said{events: []event{e}}, denied
+	return one(parseBridgeEvent(body))
 }

@@ -115,9 +115,9 @@ func Text(value any) (text string, ok bool) {
 	case string:
 		return v, true
 	case json.Number:
-		digits := v.String()
-		whole := len(digits) <= 20 && strings.Trim(digits, "0123456789") == ""
-		return digits, whole
+		if digits := v.String(); len(digits) <= 20 && strings.Trim(digits, "0123456789") == "" {
+			return digits, true
+		}
 	}
 	return "", false
 }

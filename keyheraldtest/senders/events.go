@@ -116,11 +116,22 @@ func (w *World) vaultClaims() object {
 	return change(w.life(), object{"iss": "https://idp.example.org", "aud": "keyherald", "sub": "vault"})
 }
 
-// many is so many events at once.
-func (w *World) many(count int, one func(id, user, version string) object) string {
+// Confirmation is how SNS asks whether a subscription to the topic of the source "sns" is wanted.
+func (w *World) Confirmation() Request { return text("sns", w.SignSNS(w.confirmation())) }
+
+// Validation is how Event Grid asks that of the source "azure-header".
+func (w *World) Validation() Request {
+	return w.Sender("azure-header").Send(w.json([]any{w.gridValidation("512d38b6-c7b8-40c8-89fe-f46f9e9622b6")}))
+}
+
+// Batch is so many changes of one user in a request to "azure-header".
+func (w *World) Batch(count int) Request {
 	all := make([]any, count)
 	for i := range all {
-		all[i] = one(fmt.Sprintf("many-%d", i), "alice", fmt.Sprintf("%032x", i))
+		all[i] = w.gridObject(fmt.Sprintf("many-%d", i), "alice", BatchVersion(i))
 	}
-	return w.json(all)
+	return w.Sender("azure-header").Send(w.json(all))
 }
+
+// BatchVersion is the version of a batch's event, which has no order.
+func BatchVersion(i int) string { return fmt.Sprintf("%032x", (i*7919+13)%65536) }

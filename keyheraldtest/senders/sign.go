@@ -2,10 +2,13 @@ package senders
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -94,10 +97,8 @@ var badCertificates = []struct {
 }
 
 func (w *World) signingCertificates() {
-	key := w.rsaKey()
 	publish := func(path string, from authority, change func(*x509.Certificate)) {
-		w.signers[path] = key
-		der := from.issue(w, key.Public(), func(c *x509.Certificate) {
+		der := from.issue(w, w.signer.Public(), func(c *x509.Certificate) {
 			c.DNSNames = []string{"sns.amazonaws.com"}
 			change(c)
 		})
@@ -143,12 +144,7 @@ func (w *World) signedSNS(m object) object {
 	}
 	digest := hash.New()
 	digest.Write([]byte(text.String()))
-	address, _ := m["SigningCertURL"].(string)
-	key, ok := w.signers[strings.TrimPrefix(address, snsHost)]
-	if !ok {
-		key = w.signers[certPath]
-	}
-	signature, err := rsa.SignPKCS1v15(rand.Reader, key, hash, digest.Sum(nil))
+	signature, err := rsa.SignPKCS1v15(rand.Reader, w.signer, hash, digest.Sum(nil))
 	w.check(err)
 	return change(m, object{"Signature": base64.StdEncoding.EncodeToString(signature)})
 }
@@ -181,4 +177,20 @@ func (w *World) GoodToken(issuer string, changed map[string]any) string {
 	}
 	w.t.Fatalf("there is no issuer %q", issuer)
 	return ""
+}
+
+// TLS are the certificates of a handshake, valid at the World's time and now: this server's, which is its own root, the
+// one of the sender "machine", and one that a strange authority gave the same name.
+func (w *World) TLS() (server, client, stranger tls.Certificate) {
+	make := func(from authority, change func(*x509.Certificate)) tls.Certificate {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		w.check(err)
+		certificate, err := x509.ParseCertificate(from.issue(w, key.Public(), change))
+		w.check(err)
+		return tls.Certificate{Certificate: [][]byte{certificate.Raw}, PrivateKey: key, Leaf: certificate}
+	}
+	sender := func(c *x509.Certificate) {
+		c.DNSNames, c.ExtKeyUsage = []string{"vault.example.org"}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	}
+	return make(w.ca, func(c *x509.Certificate) { c.DNSNames = []string{"keyherald.example.org"} }), make(w.clientCA, sender), make(w.strangerCA, sender)
 }

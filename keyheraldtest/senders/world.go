@@ -53,7 +53,7 @@ type World struct {
 	roots                    *x509.CertPool
 	issuers                  map[string]*rsa.PrivateKey // by host
 	stranger                 *rsa.PrivateKey            // of nobody
-	signers                  map[string]*rsa.PrivateKey // of SNS, by the path of the certificate
+	signer                   *rsa.PrivateKey            // of SNS
 	pages                    map[string][]byte          // what the hosts serve, by host and path
 	server                   *httptest.Server
 
@@ -72,13 +72,14 @@ type authority struct {
 // New makes a World; it ends with the test.
 func New(t testing.TB) *World {
 	t.Helper()
-	w := &World{t: t, dir: t.TempDir(), now: Start, issuers: map[string]*rsa.PrivateKey{}, signers: map[string]*rsa.PrivateKey{}, pages: map[string][]byte{}}
+	w := &World{t: t, dir: t.TempDir(), now: Start, pages: map[string][]byte{}}
 	w.ca, w.clientCA, w.strangerCA = w.authority("hosts"), w.authority("clients"), w.authority("strangers")
 	w.roots = x509.NewCertPool()
 	w.roots.AddCert(w.ca.certificate)
-	w.stranger = w.rsaKey()
+	keys := rsaKeys()
+	w.stranger, w.signer = keys[0], keys[1]
+	w.issuers = map[string]*rsa.PrivateKey{microsoft: keys[2], google: keys[3], company: keys[4]}
 	for host, path := range map[string]string{microsoft: entraKeys, google: "/oauth2/v3/certs", company: "/keys"} {
-		w.issuers[host] = w.rsaKey()
 		body, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: w.issuers[host].Public(), KeyID: "key-1", Use: "sig", Algorithm: "RS256"}}})
 		w.check(err)
 		w.pages[host+path] = body
@@ -149,8 +150,11 @@ func (w *World) Asked() []string {
 // SetDown makes the hosts unreachable.
 func (w *World) SetDown(down bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.down = down
+	w.mu.Unlock()
+	if down {
+		w.server.CloseClientConnections()
+	}
 }
 
 func (w *World) serve() {
@@ -175,11 +179,18 @@ func (w *World) serve() {
 	w.t.Cleanup(w.server.Close)
 }
 
-func (w *World) rsaKey() *rsa.PrivateKey {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	w.check(err)
-	return key
-}
+// rsaKeys are made once in a test program: they take longer than everything else here.
+var rsaKeys = sync.OnceValue(func() []*rsa.PrivateKey {
+	keys := make([]*rsa.PrivateKey, 5)
+	for i := range keys {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			panic(err)
+		}
+		keys[i] = key
+	}
+	return keys
+})
 
 func (w *World) authority(name string) authority {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
