@@ -118,7 +118,7 @@ func (w *World) Senders() []Sender {
 		{"doppler", w.dopplerEvent, func(body string) Request {
 			return json_("doppler", body).with("X-Doppler-Signature", "sha256="+hexMAC("doppler-0123456789abcdef012345", body))
 		}},
-		{"siem", w.alert, func(body string) Request { return w.siem("delivery-1", w.Now(), body) }},
+		{"siem", w.alert, func(body string) Request { return w.siem("delivery-"+hexMAC("", body)[:8], w.Now(), body) }},
 		{"soar", w.incident, func(body string) Request {
 			return json_("soar", body).with("Authorization", basic("playbook", "soar-0123456789abcdef012345678"))
 		}},
