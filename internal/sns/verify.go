@@ -34,8 +34,10 @@ const (
 
 	maxCertificate  = 32 << 10
 	maxCertificates = 16
-	// kept is how long a certificate is used without being read again.
-	kept = 24 * time.Hour
+	// kept is how long a certificate is used without being read again, and stale how long where it cannot be: strangers
+	// can name certificates that are not there, until no more are asked for.
+	kept  = 24 * time.Hour
+	stale = 7 * 24 * time.Hour
 	// maxAnswer is what the API may answer to a confirmation.
 	maxAnswer = 64 << 10
 )
@@ -156,6 +158,8 @@ func (v *Verifier) certificate(ctx context.Context, address string) (certificate
 	body, err := v.fetch(ctx, address, maxCertificate)
 	if missing := new(pinned.StatusError); errors.As(err, &missing) && (missing.Code == http.StatusNotFound || missing.Code == http.StatusForbidden) {
 		return certificate{}, ErrCertificate
+	} else if err != nil && ok && now.Sub(known.read) < stale {
+		return known, nil
 	} else if err != nil {
 		return certificate{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
