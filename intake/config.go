@@ -243,11 +243,11 @@ func (b *builder) generic() error {
 	}
 	header, isHeader := strings.CutPrefix(m.ID, headerOf)
 	field, isField := strings.CutPrefix(m.ID, fieldOf)
-	if m.ID != idBody && m.ID != idArrival && !(isField && field != "") && !(isHeader && headerName.MatchString(header)) {
+	if named := isField && field != "" || isHeader && headerName.MatchString(header); m.ID != idBody && m.ID != idArrival && !named {
 		return fmt.Errorf("%s.mapping.id is %q: write what names a notification for good: field:NAME of the body, header:NAME, body where no two "+
 			"notifications are the same bytes, or arrival where they may be", b.at, m.ID)
 	}
-	if isHeader && b.Signature == nil && !(len(b.Keys) > 0 && strings.EqualFold(header, "webhook-id")) {
+	if webhooks := len(b.Keys) > 0 && strings.EqualFold(header, "webhook-id"); isHeader && b.Signature == nil && !webhooks {
 		return fmt.Errorf("%s.mapping.id is %q, which nobody signs: write field:NAME or body, or a signature with {id} in signed", b.at, m.ID)
 	}
 	if isHeader {

@@ -24,7 +24,7 @@ var (
 	ErrCertificate = errors.New("the message names a certificate that does not sign for Amazon SNS")
 	ErrTopic       = errors.New("the topic is not one of those that may notify")
 	ErrStale       = errors.New("the message is too old, or from the future")
-	ErrUnavailable = errors.New("Amazon SNS cannot be asked now")
+	ErrUnavailable = errors.New("what Amazon SNS has cannot be read now")
 )
 
 const (
