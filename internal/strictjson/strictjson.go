@@ -1,6 +1,6 @@
 // Package strictjson reads JSON that can be understood in one way only, by us and by whoever read it before: no key
-// twice in an object, no NUL, no text that is not UTF-8, no nesting over 32 levels, nothing behind the value. Keys are
-// compared exactly; encoding/json would also take one that differs in case.
+// twice in an object, no NUL, no text that is not UTF-8, no nesting over 32 levels, not more than 8192 values, nothing
+// behind them. Keys are compared exactly; encoding/json would also take one that differs in case.
 package strictjson
 
 import (
@@ -12,38 +12,50 @@ import (
 	"unicode/utf8"
 )
 
-const maxDepth = 32
+const (
+	maxDepth = 32
+	// maxValues bounds the memory that a small text can ask for: empty arrays take many times the two bytes they are.
+	maxValues = 8192
+)
+
+type parser struct {
+	*json.Decoder
+	values int
+}
 
 // Parse reads one JSON value as map[string]any, []any, string, json.Number, bool or nil.
 func Parse(data []byte) (any, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("the body is not UTF-8")
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.UseNumber()
-	value, err := parse(decoder, 0)
+	p := &parser{Decoder: json.NewDecoder(bytes.NewReader(data))}
+	p.UseNumber()
+	value, err := p.parse(0)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+	if _, err := p.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("there is data after the JSON value")
 	}
 	return value, nil
 }
 
-func parse(decoder *json.Decoder, depth int) (any, error) {
+func (p *parser) parse(depth int) (any, error) {
 	if depth > maxDepth {
 		return nil, errors.New("the JSON is nested too deep")
 	}
-	token, err := decoder.Token()
+	if p.values++; p.values > maxValues {
+		return nil, errors.New("the JSON has too many values")
+	}
+	token, err := p.Token()
 	if err != nil {
 		return nil, errors.New("the body is not JSON")
 	}
 	switch token {
 	case json.Delim('{'):
-		return object(decoder, depth)
+		return p.object(depth)
 	case json.Delim('['):
-		return array(decoder, depth)
+		return p.array(depth)
 	}
 	if text, ok := token.(string); ok && strings.ContainsRune(text, 0) {
 		return nil, errors.New("a JSON string holds a NUL character")
@@ -51,10 +63,10 @@ func parse(decoder *json.Decoder, depth int) (any, error) {
 	return token, nil
 }
 
-func object(decoder *json.Decoder, depth int) (any, error) {
+func (p *parser) object(depth int) (any, error) {
 	members := map[string]any{}
-	for decoder.More() {
-		token, err := decoder.Token()
+	for p.More() {
+		token, err := p.Token()
 		name, ok := token.(string)
 		if err != nil || !ok {
 			return nil, errors.New("the body is not JSON")
@@ -65,27 +77,27 @@ func object(decoder *json.Decoder, depth int) (any, error) {
 		if _, twice := members[name]; twice {
 			return nil, errors.New("a JSON key is there twice")
 		}
-		if members[name], err = parse(decoder, depth+1); err != nil {
+		if members[name], err = p.parse(depth + 1); err != nil {
 			return nil, err
 		}
 	}
-	return members, end(decoder)
+	return members, p.end()
 }
 
-func array(decoder *json.Decoder, depth int) (any, error) {
+func (p *parser) array(depth int) (any, error) {
 	elements := []any{}
-	for decoder.More() {
-		element, err := parse(decoder, depth+1)
+	for p.More() {
+		element, err := p.parse(depth + 1)
 		if err != nil {
 			return nil, err
 		}
 		elements = append(elements, element)
 	}
-	return elements, end(decoder)
+	return elements, p.end()
 }
 
-func end(decoder *json.Decoder) error {
-	if _, err := decoder.Token(); err != nil {
+func (p *parser) end() error {
+	if _, err := p.Token(); err != nil {
 		return errors.New("the body is not JSON")
 	}
 	return nil

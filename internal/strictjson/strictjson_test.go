@@ -19,6 +19,8 @@ func TestParse(t *testing.T) {
 		{"two names that are no text fall together", `{"\ud800":1,"\ufffd":2}`, "twice"},
 		{"32 levels", strings.Repeat("[", 32) + strings.Repeat("]", 32), ""},
 		{"34 levels", strings.Repeat("[", 34) + strings.Repeat("]", 34), "too deep"},
+		{"8192 values", "[" + strings.Repeat("1,", 8190) + "1]", ""},
+		{"8193 values", "[" + strings.Repeat("[],", 8191) + "1]", "too many"},
 		{"data behind it", `{} {}`, "after the JSON"},
 		{"a bracket behind it", `{}]`, "after the JSON"},
 		{"nothing", ``, "not JSON"},

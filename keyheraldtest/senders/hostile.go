@@ -31,6 +31,7 @@ const (
 	twice     = "a JSON key is there twice"
 	nul       = "a JSON string holds a NUL character"
 	deep      = "the JSON is nested too deep"
+	many      = "the JSON has too many values"
 	behind    = "there is data after the JSON value"
 	headers   = "a header is there twice"
 	encoded   = "send the body without a Content-Encoding"
@@ -80,6 +81,7 @@ var mutations = []mutation{
 		return inject(b, `"zz":`+strings.Repeat("[", 40)+strings.Repeat("]", 40))
 	}, 400, deep},
 	{"nested three thousand times, without an end", func(string) string { return strings.Repeat(`{"a":`, 3_000) }, 400, deep},
+	{"ten thousand empty lists", func(b string) string { return inject(b, `"zz":[`+strings.Repeat("[],", 10_000)+"[]]") }, 400, many},
 	{"a second value behind it", func(b string) string { return b + "{}" }, 400, behind},
 	{"a bracket behind it", func(b string) string { return b + "]" }, 400, behind},
 	{"bytes that are no UTF-8", func(b string) string { return inject(b, "\"zz\":\"\xff\xfe\"") }, 400, notUTF8},

@@ -377,12 +377,12 @@ func (w *World) replays() []Attack {
 	siem := w.alert("x", "alice", "70")
 	all = append(all, Attack{Name: "siem: the same id with another body", Before: func() []Request { return []Request{w.siem("again", w.Now(), siem)} }, Status: 409, Result: "conflict",
 		Request: func() Request { return w.siem("again", w.Now(), w.alert("y", "alice", "70")) }})
-	many := func(version string) string {
+	batch := func(version string) string {
 		return w.json([]any{w.gridObject("batch-1", "alice", version), w.gridObject("batch-2", "bob", "b")})
 	}
 	grid := w.Sender("azure-header")
 	all = append(all,
-		Attack{Name: "azure-header: a batch again", Before: func() []Request { return []Request{grid.Send(many("a"))} }, Status: 202, Result: "accepted", Request: func() Request { return grid.Send(many("a")) }},
-		Attack{Name: "azure-header: a batch again with another version in it", Status: 409, Result: "conflict", Request: func() Request { return grid.Send(many("c")) }})
+		Attack{Name: "azure-header: a batch again", Before: func() []Request { return []Request{grid.Send(batch("a"))} }, Status: 202, Result: "accepted", Request: func() Request { return grid.Send(batch("a")) }},
+		Attack{Name: "azure-header: a batch again with another version in it", Status: 409, Result: "conflict", Request: func() Request { return grid.Send(batch("c")) }})
 	return all
 }

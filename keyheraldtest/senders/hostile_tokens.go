@@ -2,6 +2,7 @@ package senders
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"strings"
 	"time"
@@ -42,6 +43,9 @@ func (w *World) tokenAttacks() []Attack {
 		claim("an expired token", "stale", func() object { return object{"exp": w.Now().Add(-61 * time.Second).Unix()} })
 		claim("a token without an end", "stale", fixed(object{"exp": nil}))
 		claim("a token whose end is a text", "wrong_claims", fixed(object{"exp": "never"}))
+		claim("a token whose end is beyond all numbers", "wrong_claims", fixed(object{"exp": json.Number("1e999")}))
+		claim("a token whose claims are elsewhere", "wrong_claims", fixed(object{s.who: nil, "_claim_names": object{s.who: "x"},
+			"_claim_sources": object{"x": object{"endpoint": "http://169.254.169.254/latest/meta-data/"}}}))
 		claim("a token of tomorrow", "wrong_claims", func() object { return object{"nbf": w.Now().Add(10 * time.Minute).Unix()} })
 		claim("a token for another audience", "wrong_claims", fixed(object{"aud": s.audience}))
 		claim("a token for an audience that is an object", "wrong_claims", fixed(object{"aud": object{"keyherald": true}}))
