@@ -194,3 +194,8 @@ func (w *World) TLS() (server, client, stranger tls.Certificate) {
 	}
 	return make(w.ca, func(c *x509.Certificate) { c.DNSNames = []string{"keyherald.example.org"} }), make(w.clientCA, sender), make(w.strangerCA, sender)
 }
+
+// Keys is the key set of an issuer: microsoft, google or company.
+func (w *World) Keys(issuer string) []byte {
+	return w.pages[map[string]string{"microsoft": microsoft + entraKeys, "google": google + "/oauth2/v3/certs", "company": company + "/keys"}[issuer]]
+}
