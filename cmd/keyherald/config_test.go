@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,39 @@ func TestTheExampleConfigIsRight(t *testing.T) {
 	}
 	if c.Bot.UserID != "@keyherald:example.org" || len(c.Sources) != 1 {
 		t.Errorf("the example reads as %+v", c)
+	}
+}
+
+// What the example shows in comments is right as well, once it is no comment any more.
+func TestTheExampleConfigIsRightWithAllItShows(t *testing.T) {
+	example, err := os.ReadFile("../../config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := regexp.MustCompile(`^( *)# ((?:tls|trusted_proxies|ca_file|[a-z-]+):(?: [{\[a-z0-9].*)?| {2,}.*)$`)
+	lines := strings.Split(string(example), "\n")
+	for i, line := range lines {
+		if parts := key.FindStringSubmatch(line); parts != nil {
+			lines[i] = parts[1] + parts[2]
+		}
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	formats := map[string]bool{}
+	for _, source := range c.Sources {
+		formats[source.Format] = true
+	}
+	if len(formats) != 6 || c.TLS.KeyFile != filepath.Join(filepath.Dir(path), "server.key") || len(c.TrustedProxies) != 1 || c.KMS["corporate"].CAFile == "" {
+		t.Errorf("the example shows %v, and reads as %+v", formats, c)
+	}
+	if file := c.Sources["siem"].Keys[0].SecretFile; file != filepath.Join(filepath.Dir(path), "siem.secret") {
+		t.Errorf("a secret's file is %s", file)
 	}
 }
 
@@ -51,6 +85,9 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a log whose checkpoints nobody can read back", "type: directory", "type: file", "audit.sinks has none that can be read back"},
 		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
 		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
+		{"a secret of TLS without its certificate", "# tls: {cert_file: server.pem, key_file: server.key}", "tls: {key_file: server.key}", "tls needs both"},
+		{"a proxy that is none", "# trusted_proxies: [127.0.0.1]", "trusted_proxies: [proxy]", "line LINE: trusted_proxies[0]"},
+		{"a client certificate where nobody speaks TLS", "    format: cloudevents\n", "    format: cloudevents\n    mtls: {ca_file: ca.pem, names: [kms.example.org]}\n", "sources.corporate-kms.mtls needs TLS"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
 		{"a place that is everybody's", "path: keyherald/{user}/backup-key", "path: keyherald/key", "kms.corporate.reconcile.path"},
