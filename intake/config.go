@@ -10,6 +10,8 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // Config names the sources.
@@ -111,14 +113,14 @@ func (s Source) compile(name string) (*source, error) {
 }
 
 // apply fills in what the notification is about. mapped is false for a path that is none of ours, which is normal for
-// a shared KMS; an error says what is wrong with one that is.
-func (s *source) apply(event *cloudevents.Event, n *Notification) (mapped bool, err error) {
+// a shared KMS.
+func (s *source) apply(event *cloudevents.Event, n *Notification) (mapped bool, wrong Problem) {
 	var data map[string]json.RawMessage
 	_ = json.Unmarshal(event.Data(), &data)
 	subject := attribute(event, data, s.mapping.Attribute)
 	match := s.pattern.FindStringSubmatch(subject)
 	if match == nil {
-		return false, nil
+		return false, wrong
 	}
 	group := func(name string) string {
 		if i := s.pattern.SubexpIndex(name); i >= 0 {
@@ -142,12 +144,12 @@ func (s *source) apply(event *cloudevents.Event, n *Notification) (mapped bool, 
 		n.Version = attribute(event, data, field)
 	}
 	if _, _, err := id.UserID(n.User).ParseAndValidateStrict(); err != nil {
-		return true, fmt.Errorf("the mapping gives %q, which is no Matrix user id", n.User)
+		return true, Problem{audit.RefusedNoUserID, fmt.Sprintf("the mapping gives %q, which is no Matrix user id", n.User)}
 	}
 	if n.Version == "" || len(n.Version) > 128 || len(n.Path) > 1024 {
-		return true, fmt.Errorf("the notification names no usable version of %s", n.Path)
+		return true, Problem{audit.RefusedNoUsableVersion, "the notification names no usable version of " + n.Path}
 	}
-	return true, nil
+	return true, wrong
 }
 
 func attribute(event *cloudevents.Event, data map[string]json.RawMessage, name string) string {

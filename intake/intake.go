@@ -14,7 +14,6 @@ import (
 	"mime"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -25,6 +24,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/perminute"
 	"github.com/keyherald/keyherald/internal/sabotage"
 )
 
@@ -60,13 +61,21 @@ type Receipt struct {
 // ErrBusy is a Recorder's answer where too much is waiting already.
 var ErrBusy = errors.New("too many notifications are waiting")
 
+// Problem is what is wrong with a notification that is ours, as a word for the audit log and for the sender. It is zero
+// where nothing is.
+type Problem struct {
+	Why  audit.Refusal
+	Text string
+}
+
 // Recorder makes things durable before it returns; an error means nothing was kept, and the sender is asked to come
-// again. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
-// the rest of them when the minute is over.
+// again. Refused and Ignored are called for the first of a kind in a minute at once with count 1, and once more for the
+// rest of them when the minute is over. Refused names no source where there is none of the name that was called.
 type Recorder interface {
 	Accept(ctx context.Context, n Notification) (Receipt, error)
-	Unusable(ctx context.Context, n Notification, problem string) (Receipt, error)
-	Refused(ctx context.Context, source, reason string, minute time.Time, count int) error
+	Unusable(ctx context.Context, n Notification, problem Problem) (Receipt, error)
+	Refused(ctx context.Context, source audit.SourceName, why audit.Refusal, minute time.Time, count int) error
+	Ignored(ctx context.Context, source audit.SourceName, how audit.Ignored, minute time.Time, count int) error
 }
 
 // Deps are what a Handler stands on.
@@ -83,14 +92,14 @@ type Handler struct {
 	deps     Deps
 	answers  *prometheus.CounterVec
 	inFlight chan struct{}
-
-	mu       sync.Mutex // guards refusals
-	refusals map[refusal]int
+	floods   perminute.Counts[flood]
 }
 
-type refusal struct {
-	source, reason string
-	minute         time.Time
+// flood is what may come as often as somebody likes: either refused or ignored.
+type flood struct {
+	source  audit.SourceName
+	refused audit.Refusal
+	ignored audit.Ignored
 }
 
 // maxInFlight bounds what waits for the database; beyond it the answer is 503.
@@ -104,7 +113,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	h := &Handler{sources: map[string]*source{}, deps: deps, inFlight: make(chan struct{}, maxInFlight), refusals: map[refusal]int{},
+	h := &Handler{sources: map[string]*source{}, deps: deps, inFlight: make(chan struct{}, maxInFlight),
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, or the HTTP status."}, []string{"source", "answer"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.answers); err != nil {
@@ -124,7 +133,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 // Register adds the route.
 func (h *Handler) Register(e *echo.Echo) { e.POST("/notify/:source", h.notify) }
 
-// Run writes the counts of refusals whose minute is over, until ctx ends, and then the rest.
+// Run writes the counts of minutes that are over, until ctx ends, and then the rest.
 func (h *Handler) Run(ctx context.Context) {
 	ticker := time.NewTicker(15 * time.Second)
 	defer ticker.Stop()
@@ -132,31 +141,43 @@ func (h *Handler) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
-			h.flushRefusals(ctx, h.deps.Now().Truncate(time.Minute))
+			h.flush(ctx, h.deps.Now())
 		}
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	h.flushRefusals(last, h.deps.Now().Add(time.Hour))
+	h.flush(last, h.deps.Now().Add(time.Hour))
 }
 
-func (h *Handler) flushRefusals(ctx context.Context, before time.Time) {
-	h.mu.Lock()
-	over := map[refusal]int{}
-	for key, count := range h.refusals {
-		if key.minute.Before(before) {
-			over[key] = count
-			delete(h.refusals, key)
+func (h *Handler) flush(ctx context.Context, at time.Time) {
+	for _, rest := range h.floods.Over(at) {
+		if err := h.tell(ctx, rest.Key, rest.Minute, rest.N); err != nil {
+			h.deps.Log.Error().Err(err).Msg("Refused or ignored notifications could not be counted in the audit log yet")
 		}
 	}
-	h.mu.Unlock()
-	for key, count := range over {
-		if count > 1 {
-			if err := h.deps.Recorder.Refused(ctx, key.source, key.reason, key.minute, count-1); err != nil {
-				h.deps.Log.Error().Err(err).Msg("A count of refused notifications was lost")
-			}
-		}
+}
+
+// tell audits so many of a kind in a minute. What cannot be told now is told with the rest.
+func (h *Handler) tell(ctx context.Context, what flood, minute time.Time, count int) error {
+	var err error
+	if what.ignored != "" {
+		err = h.deps.Recorder.Ignored(ctx, what.source, what.ignored, minute, count)
+	} else {
+		err = h.deps.Recorder.Refused(ctx, what.source, what.refused, minute, count)
 	}
+	if err != nil {
+		h.floods.Untold(what, minute, count)
+	}
+	return err
+}
+
+// count counts one of a kind, and audits it if it is the first of its minute.
+func (h *Handler) count(ctx context.Context, what flood) error {
+	minute, first := h.floods.Add(what, h.deps.Now())
+	if !first {
+		return nil
+	}
+	return h.tell(ctx, what, minute, 1)
 }
 
 // notify answers as the design says: 202 only after the commit, and never a 4xx for a fault of ours.
@@ -164,7 +185,7 @@ func (h *Handler) notify(c echo.Context) error {
 	name := c.Param("source")
 	s, ok := h.sources[name]
 	if !ok {
-		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
+		return h.refuse(c, "", http.StatusNotFound, audit.RefusedUnknownSource)
 	}
 	select {
 	case h.inFlight <- struct{}{}:
@@ -174,34 +195,38 @@ func (h *Handler) notify(c echo.Context) error {
 	}
 	body, err := io.ReadAll(io.LimitReader(c.Request().Body, MaxBody+1))
 	if err != nil {
-		return h.answer(c, name, http.StatusBadRequest, "body_unreadable", nil)
+		return h.refuse(c, name, http.StatusBadRequest, audit.RefusedBodyUnreadable)
 	}
 	if len(body) > MaxBody {
-		return h.refuse(c, name, http.StatusRequestEntityTooLarge, "too_large")
+		return h.refuse(c, name, http.StatusRequestEntityTooLarge, audit.RefusedTooLarge)
 	}
-	keyID, reason := s.verify(c.Request().Header, body, h.deps.Now())
-	if reason != "" {
-		return h.refuse(c, name, http.StatusUnauthorized, reason)
+	keyID, refusal := s.verify(c.Request().Header, body, h.deps.Now())
+	if refusal != "" {
+		return h.refuse(c, name, http.StatusUnauthorized, refusal)
 	}
 	event, status, problem := parse(c.Request(), body)
 	if problem != "" {
-		return h.answer(c, name, status, problem, nil)
+		why := audit.RefusedMalformed
+		if status == http.StatusUnsupportedMediaType {
+			why = audit.RefusedMediaType
+		}
+		return h.refuseAs(c, name, status, why, problem)
 	}
 	notification := Notification{Source: name, ID: event.ID(), KeyID: keyID, BodySHA256: bodyHash(c.Request(), body)}
-	mapped, err := s.apply(event, &notification)
+	mapped, wrong := s.apply(event, &notification)
 	ctx := c.Request().Context()
 	switch {
 	case !mapped:
-		return h.answer(c, name, http.StatusAccepted, "unmapped", nil)
-	case err != nil:
-		receipt, recordErr := h.deps.Recorder.Unusable(ctx, notification, err.Error())
-		if recordErr != nil {
-			return h.unavailable(c, name, recordErr)
+		return h.ignore(c, name, audit.IgnoredUnmapped, "unmapped", nil)
+	case wrong != Problem{}:
+		receipt, err := h.deps.Recorder.Unusable(ctx, notification, wrong)
+		if err != nil {
+			return h.unavailable(c, name, err)
 		}
 		if receipt.Answer == Conflict {
 			return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
 		}
-		return h.answer(c, name, http.StatusUnprocessableEntity, err.Error(), nil)
+		return h.answer(c, name, http.StatusUnprocessableEntity, wrong.Text, nil)
 	}
 	if sabotage.AckBeforeCommit {
 		go func() { _, _ = h.deps.Recorder.Accept(context.WithoutCancel(ctx), notification) }()
@@ -214,7 +239,7 @@ func (h *Handler) notify(c echo.Context) error {
 	case receipt.Answer == Conflict:
 		return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
 	case receipt.Answer == Duplicate:
-		return h.answer(c, name, http.StatusAccepted, "duplicate", &receipt)
+		return h.ignore(c, name, audit.IgnoredRepeated, "duplicate", &receipt)
 	}
 	return h.answer(c, name, http.StatusAccepted, "accepted", &receipt)
 }
@@ -310,18 +335,22 @@ func walk(decoder *json.Decoder, depth int) error {
 	return nil
 }
 
-func (h *Handler) refuse(c echo.Context, source string, status int, reason string) error {
-	key := refusal{source, reason, h.deps.Now().Truncate(time.Minute)}
-	h.mu.Lock()
-	h.refusals[key]++
-	first := h.refusals[key] == 1
-	h.mu.Unlock()
-	if first {
-		if err := h.deps.Recorder.Refused(c.Request().Context(), source, reason, key.minute, 1); err != nil {
-			return h.unavailable(c, source, err)
-		}
+func (h *Handler) refuse(c echo.Context, source string, status int, why audit.Refusal) error {
+	return h.refuseAs(c, source, status, why, string(why))
+}
+
+func (h *Handler) refuseAs(c echo.Context, source string, status int, why audit.Refusal, text string) error {
+	if err := h.count(c.Request().Context(), flood{source: audit.SourceName(source), refused: why}); err != nil {
+		return h.unavailable(c, source, err)
 	}
-	return h.answer(c, source, status, reason, nil)
+	return h.answer(c, source, status, text, nil)
+}
+
+func (h *Handler) ignore(c echo.Context, source string, how audit.Ignored, word string, receipt *Receipt) error {
+	if err := h.count(c.Request().Context(), flood{source: audit.SourceName(source), ignored: how}); err != nil {
+		return h.unavailable(c, source, err)
+	}
+	return h.answer(c, source, http.StatusAccepted, word, receipt)
 }
 
 func (h *Handler) unavailable(c echo.Context, source string, err error) error {

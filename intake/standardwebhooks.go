@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // Standard Webhooks, signatures of version 1 (https://www.standardwebhooks.com): HMAC-SHA256 over id.timestamp.body.
@@ -54,15 +56,15 @@ func mac(secret []byte, id, timestamp string, body []byte) []byte {
 
 // verify returns the id of the key that signed, or why the notification is refused. Every key is tried on every
 // signature, so that the time taken does not tell which key is valid.
-func (s *source) verify(header http.Header, body []byte, now time.Time) (keyID, reason string) {
+func (s *source) verify(header http.Header, body []byte, now time.Time) (keyID string, refusal audit.Refusal) {
 	id, timestamp := header.Get("Webhook-Id"), header.Get("Webhook-Timestamp")
 	signed := header.Get("Webhook-Signature")
 	if id == "" || timestamp == "" || signed == "" || len(signed) > 4096 {
-		return "", "not_signed"
+		return "", audit.RefusedNotSigned
 	}
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil {
-		return "", "not_signed"
+		return "", audit.RefusedNotSigned
 	}
 	for _, one := range strings.Fields(signed) {
 		encoded, ok := strings.CutPrefix(one, "v1,")
@@ -77,11 +79,11 @@ func (s *source) verify(header http.Header, body []byte, now time.Time) (keyID, 
 		}
 	}
 	if keyID == "" {
-		return "", "wrong_signature"
+		return "", audit.RefusedWrongSignature
 	}
 	// Only an authentic timestamp says anything.
 	if at := time.Unix(seconds, 0); at.Before(now.Add(-skew)) || at.After(now.Add(skew)) {
-		return "", "stale"
+		return "", audit.RefusedStale
 	}
 	return keyID, ""
 }

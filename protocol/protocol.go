@@ -374,6 +374,21 @@ func (s Status) Validate() error {
 	return nil
 }
 
+// SaysTheSame reports whether a later status says nothing new: all but what always moves (how many room keys there are)
+// and what is told elsewhere (the rotation it was about).
+func (s Status) SaysTheSame(later Status) bool {
+	var drift, laterDrift DriftKind
+	if s.Drifted != nil {
+		drift = s.Drifted.Kind
+	}
+	if later.Drifted != nil {
+		laterDrift = later.Drifted.Kind
+	}
+	return s.BackupVersion == later.BackupVersion && s.PublicKey == later.PublicKey && s.HoldsKey == later.HoldsKey &&
+		s.TargetsVerified == later.TargetsVerified && s.TargetsUnverified == later.TargetsUnverified &&
+		s.SoftwareVersion == later.SoftwareVersion && drift == laterDrift
+}
+
 // DriftReport tells that the world is not as Keyherald left it.
 type DriftReport struct {
 	Kind    DriftKind `json:"kind"`

@@ -94,7 +94,7 @@ func newRoom(t *testing.T) *room {
 	check(t, err)
 	owner, err := postgres.Open(ctx, database.OwnerURL)
 	check(t, err)
-	check(t, owner.Migrate(ctx, database.Roles()))
+	check(t, owner.Migrate(ctx, database.Roles(), keyheraldtest.Admin(), ""))
 	check(t, owner.Close())
 	r := &room{database: database, shelf: &shelf{}}
 	r.keys = newKeys(t, "audit.key")
@@ -144,8 +144,8 @@ func (r *room) fresh(t *testing.T) *signer.Signer {
 func (r *room) append(t *testing.T, n int) {
 	t.Helper()
 	for i := range n {
-		check(t, r.writer.Append(t.Context(), audit.Event{Time: time.Now(), Actor: "local:test", Action: audit.TriggersFrozen,
-			Subject: fmt.Sprint(i), Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("n", i)}}))
+		check(t, r.writer.Append(t.Context(), audit.Event{Time: time.Now(), Actor: audit.ByRelay(), Action: audit.LeaseTaken,
+			Subject: audit.OfUser("@keyherald:example.org"), Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("epoch", i)}}))
 	}
 }
 
@@ -240,8 +240,8 @@ func TestEventsOfManyWritersAreSealedWithoutGapsAndEachOnce(t *testing.T) {
 	}
 	r.seal(t)
 	r.intact(t)
-	// 800 and the one that names the signing key.
-	if n := r.count(t, `SELECT COUNT(*) FROM audit_leaf`); n != 801 {
+	// 800, the migration, and the one that names the signing key.
+	if n := r.count(t, `SELECT COUNT(*) FROM audit_leaf`); n != 802 {
 		t.Errorf("%d leaves", n)
 	}
 	if n := r.count(t, `SELECT COUNT(*) FROM audit_checkpoint`); n < 2 {
@@ -303,6 +303,9 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 	if !errors.Is(err, signer.ErrWentBack) {
 		t.Fatalf("a new process says %v", err)
 	}
+	if lost, err := r.signer.Lost(ctx); err != nil || !lost {
+		t.Errorf("there is no loss to accept: %v", err)
+	}
 	if status := r.signer.Status(); !status.Stopped || status.Problem == nil {
 		t.Errorf("the status is %+v", status)
 	}
@@ -314,9 +317,9 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 		t.Error("the log does not say that sealing stopped")
 	}
 
-	loss, err := r.signer.AcceptLoss(ctx, "the disk broke", "local:test")
+	loss, err := r.signer.AcceptLoss(ctx, "the disk broke", keyheraldtest.Admin())
 	check(t, err)
-	if loss.Epoch != 2 || loss.Surviving != 6 || loss.Published != lost {
+	if loss.Epoch != 2 || loss.Surviving != 7 || loss.Published != lost {
 		t.Errorf("the loss is %+v", loss)
 	}
 	r.seal(t)
@@ -325,12 +328,23 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 	if c := r.newest(t); c.Epoch != 2 {
 		t.Errorf("the new checkpoint is %v", c)
 	}
-	if n := r.count(t, `SELECT COUNT(*) FROM audit_leaf JOIN audit_log ON id = event_id WHERE leaf_index = 6 AND action = 'audit.loss_accepted'
-		AND detail->>'remembered_size' = $1 AND detail->>'surviving_size' = '6'`, fmt.Sprint(lost.Size)); n != 1 {
+	if n := r.count(t, `SELECT COUNT(*) FROM audit_leaf JOIN audit_log ON id = event_id WHERE leaf_index = 7 AND action = 'audit.loss_accepted'
+		AND detail->>'remembered_size' = $1 AND detail->>'surviving_size' = '7'`, fmt.Sprint(lost.Size)); n != 1 {
 		t.Error("the first leaf of the epoch does not name the gap")
 	}
-	if _, err := r.signer.AcceptLoss(ctx, "again", "local:test"); !errors.Is(err, signer.ErrNothingLost) {
+	if _, err := r.signer.AcceptLoss(ctx, "again", keyheraldtest.Admin()); !errors.Is(err, signer.ErrNothingLost) {
 		t.Errorf("a loss is accepted where nothing is lost: %v", err)
+	}
+	if _, err := r.signer.AcceptLoss(ctx, " ", keyheraldtest.Admin()); !errors.Is(err, audit.ErrNoReason) {
+		t.Errorf("a loss is accepted without a reason: %v", err)
+	}
+	for _, why := range []string{"nothing_lost", "no_reason"} {
+		if n := r.count(t, `SELECT COUNT(*) FROM audit_log WHERE action = 'audit.loss_accepted' AND outcome = 'refused' AND detail->>'refusal' = $1`, why); n != 1 {
+			t.Errorf("%d events say that it was refused: %s", n, why)
+		}
+	}
+	if lost, err := r.signer.Lost(ctx); err != nil || lost {
+		t.Errorf("there is a loss to accept: %v, %v", lost, err)
 	}
 	// Put back once more, before the loss was accepted: that is another loss.
 	check(t, cluster.Restore(ctx, r.database, dump))

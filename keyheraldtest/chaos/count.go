@@ -225,6 +225,7 @@ var effects = []struct{ what, query string }{
 	{"done rotations and rotation.done", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'done'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.done'`)},
 	{"superseded rotations and rotation.superseded", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'superseded'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.superseded'`)},
 	{"reports of rotations and progress.reported", pairs(`SELECT id::text AS key FROM report WHERE rotation_id IS NOT NULL`, `SELECT detail->>'report' AS key FROM audit_log WHERE action = 'progress.reported'`)},
+	{"statuses that were news and their events", pairs(`SELECT id::text AS key FROM report WHERE news`, `SELECT detail->>'report' AS key FROM audit_log WHERE action IN ('status.reported', 'drift.reported')`)},
 	{"enrolled devices and device.enrolled", pairs(`SELECT user_id || '/' || device_id AS key FROM device`, `SELECT subject AS key FROM audit_log WHERE action = 'device.enrolled'`)},
 }
 

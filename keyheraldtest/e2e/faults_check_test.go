@@ -192,7 +192,7 @@ func (w *faulty) checkLog(t *testing.T) {
 		{"trigger.sent", `SELECT COUNT(*) FROM attempt WHERE sent_at IS NOT NULL`},
 		{"rotation.done", `SELECT COUNT(*) FROM rotation WHERE state = 'done'`},
 		{"progress.reported", `SELECT COUNT(*) FROM report WHERE rotation_id IS NOT NULL`},
-		{"status.reported,drift.reported", `SELECT COUNT(*) FROM report WHERE rotation_id IS NULL`},
+		{"status.reported,drift.reported", `SELECT COUNT(*) FROM report WHERE news`},
 		{"delivery.reported", `SELECT COUNT(*) FROM delivery`},
 		{"message.undecryptable", `SELECT 0`},
 		{"message.unusable", `SELECT 0`},
