@@ -247,6 +247,7 @@ func (w *faulty) checkLog(t *testing.T) {
 	if len(attempts) != 1 || got["trigger.queued"] != 1 || got["trigger.sent"] != 1 || got["rotation.done"] != 1 || got["notification.accepted"] != 1 {
 		t.Errorf("%d attempts were made, and the log says %v", len(attempts), got)
 	}
+	w.checkDerived(t)
 	outcomes, err := w.db.Outcomes(t.Context(), r.ID)
 	check(t, err)
 	if outcomes[string(protocol.OutcomeSent)] != w.targets || len(outcomes) != 1 {

@@ -17,7 +17,7 @@ import (
 
 func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	ctx := t.Context()
-	db, _, _ := newDatabase(t)
+	db, _, database := newDatabase(t)
 	clock := &keyheraldtest.Clock{}
 	engine, err := relay.New(relay.Config{DB: db, Now: clock.Now, BotUserID: "@keyherald:example.org", BotMasterKey: "x",
 		Storm: rotation.StormLimit{Percent: 2, Users: 3}})
@@ -82,6 +82,7 @@ func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	if held(change("user9", "1")) {
 		t.Error("after the window a user is held")
 	}
+	(&world{database: database}).checkDerived(t)
 	lines, err := db.Log(ctx, "", 1000)
 	check(t, err)
 	counts := map[string]int{}

@@ -58,6 +58,7 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	for _, line := range lines {
 		actions[line.Action]++
 	}
+	w.checkDerived(t)
 	if actions["rotation.held"] != 2 || actions["rotation.released"] != 1 {
 		t.Errorf("the log tells of %d holds and %d releases", actions["rotation.held"], actions["rotation.released"])
 	}
