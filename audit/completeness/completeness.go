@@ -85,10 +85,16 @@ func (b *Book) entry(user, path string) *entry {
 	return b.places[key]
 }
 
-// Read makes the book. Events are those of accepted notifications; others do no harm.
+// Actions are the actions of the events that Read needs.
+func Actions() []string {
+	return []string{string(audit.NotificationAccepted), string(audit.ChangeFound), string(audit.RotationAsked), string(audit.ProgressReported)}
+}
+
+// Read makes the book. Events are those of Actions, in their order; others do no harm. The version of a key that a
+// device made itself is what it reports.
 func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 	b := &Book{places: map[userPath]*entry{}}
-	redacted := map[string]bool{}
+	redacted, asked := map[string]bool{}, map[string]*entry{}
 	for record, err := range events {
 		if err != nil {
 			return nil, err
@@ -97,10 +103,14 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 		if err != nil {
 			return nil, fmt.Errorf("event %s is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, err)
 		}
-		if fields.Action != audit.NotificationAccepted {
+		made := asked[fields.Rotation]
+		if !opens(fields) && (fields.Action != audit.ProgressReported || made == nil) {
 			continue
 		}
-		var d struct{ Path, Version string }
+		var d struct {
+			Path, Version string
+			KMSVersion    string `json:"kms_version"`
+		}
 		if record.Detail == nil {
 			b.Redacted++
 			redacted[fields.Rotation] = true
@@ -109,8 +119,18 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 		if err := json.Unmarshal(record.Detail, &d); err != nil {
 			return nil, fmt.Errorf("the detail of event %s is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, err)
 		}
+		if fields.Action == audit.ProgressReported {
+			if d.KMSVersion != "" {
+				made.versions[d.KMSVersion], made.rotations[fields.Rotation] = true, d.KMSVersion
+			}
+			continue
+		}
 		e := b.entry(fields.Subject, d.Path)
-		e.versions[d.Version], e.rotations[fields.Rotation] = true, d.Version
+		if fields.Action == audit.RotationAsked {
+			asked[fields.Rotation], e.rotations[fields.Rotation] = e, ""
+		} else {
+			e.versions[d.Version], e.rotations[fields.Rotation] = true, d.Version
+		}
 	}
 	for _, row := range rows {
 		e := b.entry(row.User, row.Path)
@@ -121,6 +141,15 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 		}
 	}
 	return b, nil
+}
+
+// opens reports whether an event tells of a rotation that it, or one before it, opened.
+func opens(fields audit.Fields) bool {
+	switch fields.Action {
+	case audit.NotificationAccepted, audit.ChangeFound, audit.RotationAsked:
+		return fields.Outcome == audit.Accepted
+	}
+	return false
 }
 
 // own are the differences between log and database.
