@@ -115,7 +115,7 @@ func TestEveryWordIsInTheVocabulary(t *testing.T) {
 // typesOf are the types of a constraint.
 func typesOf(t *testing.T, constraint string) []*types.Named {
 	t.Helper()
-	union := snippets(t)[module+"audit"].Scope().Lookup(constraint).Type().Underlying().(*types.Interface).EmbeddedType(0).(*types.Union)
+	union := newSnippets(t).log.Scope().Lookup(constraint).Type().Underlying().(*types.Interface).EmbeddedType(0).(*types.Union)
 	var all []*types.Named
 	for i := range union.Len() {
 		if union.Term(i).Tilde() {

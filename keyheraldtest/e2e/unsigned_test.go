@@ -1,17 +1,11 @@
 package e2e
 
 import (
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
-
-	"github.com/keyherald/keyherald/audit/checkpoint"
-	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/keyheraldtest"
-	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -48,7 +42,7 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	w.notify(t, "n4", "4")
 	wait(t, "the rotation to be held", func() bool { return w.onlyRotation(t).Held })
 	// Events have the real time in their ids, so with the moved clock whatever comes next would be a day old again.
-	w.seal(t)
+	sealAll(t, newSigner(t, w.database))
 	w.clock.Advance(-25 * time.Hour)
 	check(t, w.engine.Sweep(ctx))
 	w.waitDone(t)
@@ -62,21 +56,4 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	if actions["rotation.held"] != 2 || actions["rotation.released"] != 1 {
 		t.Errorf("the log tells of %d holds and %d releases", actions["rotation.held"], actions["rotation.released"])
 	}
-}
-
-// seal seals what there is to seal, once.
-func (w *world) seal(t *testing.T) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "audit.key")
-	_, err := checkpoint.WriteKeys(path, "example.org/keyherald")
-	check(t, err)
-	keys, err := checkpoint.LoadKeys("example.org/keyherald", path)
-	check(t, err)
-	db, err := postgres.Open(t.Context(), w.database.SignerURL)
-	check(t, err)
-	t.Cleanup(func() { _ = db.Close() })
-	s, err := signer.New(signer.Config{DB: db, Keys: keys, Log: zerolog.Nop()})
-	check(t, err)
-	_, err = s.Seal(t.Context())
-	check(t, err)
 }
