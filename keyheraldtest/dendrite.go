@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -35,35 +34,10 @@ func DendriteBinaries(ctx context.Context, progress io.Writer) (string, error) {
 		return "", fmt.Errorf("finding the cache directory: %w", err)
 	}
 	dir := filepath.Join(cache, "keyherald", "dendrite-"+dendriteVersion)
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", fmt.Errorf("making the cache directory: %w", err)
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", fmt.Errorf("locking the cache directory: %w", err)
-	}
-	defer func() { _ = lock.Close() }()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("locking the cache directory: %w", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "generate-keys")); err == nil {
-		return dir, nil
-	}
-	_, source, _, _ := runtime.Caller(0)
-	_, _ = fmt.Fprintln(progress, "building Dendrite "+dendriteVersion+" (once, some minutes) …")
-	temporary := fmt.Sprintf("%s.%d", dir, os.Getpid())
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", temporary+"/",
-		"github.com/element-hq/dendrite/cmd/dendrite", "github.com/element-hq/dendrite/cmd/generate-keys")
-	build.Dir = filepath.Join(filepath.Dir(source), "dendrite")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stdout, build.Stderr = progress, progress
-	if err := os.MkdirAll(temporary, 0o755); err != nil {
-		return "", fmt.Errorf("making the build directory: %w", err)
-	}
-	if err := build.Run(); err != nil {
-		return "", fmt.Errorf("building Dendrite: %w", err)
-	}
-	return dir, os.Rename(temporary, dir)
+	return dir, once(dir, func() error {
+		_, _ = fmt.Fprintln(progress, "building Dendrite "+dendriteVersion+" (once, some minutes) …")
+		return buildInto(ctx, progress, "dendrite", dir, "github.com/element-hq/dendrite/cmd/dendrite", "github.com/element-hq/dendrite/cmd/generate-keys")
+	})
 }
 
 // Dendrite is a homeserver on SQLite.

@@ -120,6 +120,13 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
+// CloseIdleConnections is what http.Client's asks for: the next request shakes hands anew.
+func (t transport) CloseIdleConnections() {
+	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}
+
 // unavailable leaves alone what the caller himself cancelled.
 func unavailable(err error) error {
 	if errors.Is(err, context.Canceled) {

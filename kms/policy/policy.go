@@ -1,0 +1,54 @@
+// Package policy writes the least rights that Keyherald needs in a key-management system, in that system's own language:
+// the server's, which see metadata alone, and a managed device's, which see its own user's key alone. It is pure.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/keyherald/keyherald/kms"
+)
+
+// Place is where the users' keys are. Path has {user} where a user's name stands, such as keyherald/{user}/backup-key.
+type Place struct {
+	Path string
+	// RecoveryPath is where a device keeps the recovery key of an identity it makes, or empty.
+	RecoveryPath string
+	// Write gives the device the right to write keys it generates.
+	Write bool
+}
+
+const placeholder = "{user}"
+
+// Check returns an error that says what is wrong with the paths.
+func (p Place) Check() error {
+	for _, path := range []string{p.Path, p.RecoveryPath} {
+		if path == "" && path == p.RecoveryPath {
+			continue
+		}
+		if strings.Count(path, placeholder) != 1 {
+			return fmt.Errorf("the path %q must have {user} in it once, where the user's name stands, such as keyherald/{user}/backup-key", path)
+		}
+		if err := kms.CheckPath(strings.Replace(path, placeholder, "user", 1)); err != nil {
+			return err
+		}
+		if strings.ContainsAny(path, "*+\"\\") || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }) {
+			return fmt.Errorf("the path %q has a character in it that means something else in a policy", path)
+		}
+	}
+	if p.Path == p.RecoveryPath {
+		return errors.New("the recovery key needs a path of its own")
+	}
+	return nil
+}
+
+// CheckUser refuses a user's name that would reach beyond its own path in a policy.
+func CheckUser(user string) error {
+	if user == "" || strings.ContainsAny(user, "*+\"\\/{}$") || strings.ContainsFunc(user, func(r rune) bool { return r <= ' ' }) || user == "." || user == ".." {
+		return fmt.Errorf("the user's name %q has a character in it that means something else in a policy, or none", user)
+	}
+	return nil
+}
+
+func at(path, user string) string { return strings.Replace(path, placeholder, user, 1) }
