@@ -43,8 +43,7 @@ type Options struct {
 	KeyFile  string
 }
 
-// New makes a client for SDKs that read an answer's status themselves. A failure to reach the KMS, also while the body
-// is read, is kms.ErrUnavailable; a redirect, and a body that is too long, are kms.ErrMalformed.
+// New makes a client for SDKs that read an answer's status themselves, as Around says.
 func New(options Options) (*http.Client, error) {
 	next := http.DefaultTransport.(*http.Transport).Clone()
 	next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -72,7 +71,13 @@ func New(options Options) (*http.Client, error) {
 		}
 		next.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
 	}
-	return &http.Client{Transport: transport{next}}, nil
+	return Around(next), nil
+}
+
+// Around makes a client of a transport. A failure to reach the KMS, also while the body is read, is kms.ErrUnavailable; a
+// redirect, and a body that is too long, are kms.ErrMalformed.
+func Around(next http.RoundTripper) *http.Client {
+	return &http.Client{Transport: transport{next}}
 }
 
 // Client is for APIs that are spoken here without an SDK.
