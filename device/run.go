@@ -44,6 +44,13 @@ func (a *Account) Run(ctx context.Context) error {
 	loops.Go(func() {
 		loop.Repeat(ctx, nil, a.options.StatusInterval, func() { a.warn(ctx, a.sendStatus(ctx), "The status could not be sent") })
 	})
+	if kept, ok := a.kms.(interface {
+		KeepAlive(ctx context.Context, failed func(error))
+	}); ok {
+		loops.Go(func() {
+			kept.KeepAlive(ctx, func(err error) { a.warn(ctx, err, "The login to the KMS could not be kept") })
+		})
+	}
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

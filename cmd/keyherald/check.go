@@ -229,7 +229,7 @@ func errorStatus(err error, statuses ...int) bool {
 func (p *preflight) kms(ctx context.Context, name string, c kmsConfig) {
 	var metadata kms.Metadata
 	p.look("KMS "+name, func() (found string, err error) {
-		if metadata, err = c.metadata(); err != nil {
+		if metadata, err = c.metadata(ctx); err != nil {
 			return "", err
 		}
 		described, err := metadata.Current(ctx, c.CheckPath)

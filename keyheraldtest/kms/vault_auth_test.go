@@ -35,7 +35,7 @@ var alices = policy.Place{Path: "keyherald/{user}"}
 // reads fails the test unless the configuration's login reads Alice's key, which is version 1.
 func reads(t *testing.T, config vaultsecret.Config) *vaultsecret.Client {
 	t.Helper()
-	client, err := vaultsecret.New(config)
+	client, err := vaultsecret.New(config, nil)
 	check(t, err)
 	value, err := client.Fetch(t.Context(), "keyherald/alice", "")
 	check(t, err)
@@ -115,7 +115,7 @@ func TestEveryMethodLogsIn(t *testing.T) {
 				"bound_subject": "system:serviceaccount:matrix:alice", "token_policies": e.mount, "token_ttl": "1h"})
 			config.Auth.JWTFile = file(t, sign("system:serviceaccount:matrix:alice", -time.Hour))
 			refused(t, config, "logging in by "+method)
-			client, err := vaultsecret.New(config)
+			client, err := vaultsecret.New(config, nil)
 			check(t, err)
 			check(t, os.WriteFile(config.Auth.JWTFile, []byte(sign("system:serviceaccount:matrix:alice", time.Hour)), 0o600))
 			if _, err := client.Current(t.Context(), "keyherald/alice"); err != nil {
@@ -148,7 +148,7 @@ func TestEveryMethodLogsIn(t *testing.T) {
 // refused fails the test unless a login fails for good, is named, and shows nothing.
 func refused(t *testing.T, config vaultsecret.Config, doing string) {
 	t.Helper()
-	client, err := vaultsecret.New(config)
+	client, err := vaultsecret.New(config, nil)
 	check(t, err)
 	_, err = client.Current(t.Context(), "keyherald/alice")
 	if !errors.Is(err, kms.ErrForbidden) || kms.Retryable(err) || !strings.Contains(err.Error(), doing) {
@@ -236,10 +236,47 @@ func TestAWrappedSecretIDOpensOnceAndServesLaterLogins(t *testing.T) {
 	reads(t, config)
 }
 
+// kept is the store of a program that starts again.
+type kept struct{ secretID string }
+
+func (k *kept) Load(context.Context) (string, error) { return k.secretID, nil }
+
+func (k *kept) Save(_ context.Context, secretID string) error {
+	k.secretID = secretID
+	return nil
+}
+
+func TestASecretIDThatWasUnwrappedIsKeptAndReplacedByANewerOne(t *testing.T) {
+	e := withKey(t)
+	config, wrap := e.wrapped(t, nil)
+	keep := &kept{}
+	start := func() error {
+		t.Helper()
+		client, err := vaultsecret.New(config, keep)
+		check(t, err)
+		_, err = client.Current(t.Context(), "keyherald/alice")
+		return err
+	}
+	check(t, start())
+	first := keep.secretID
+	if err := start(); err != nil || first == "" || keep.secretID != first {
+		t.Fatalf("a program that started again: %v", err)
+	}
+	// Its secret id is destroyed, which is told, and it stays kept until there is another one.
+	e.call(t, http.MethodPost, "auth/"+e.mount+"/role/wrapped/secret-id/destroy", map[string]any{"secret_id": first})
+	if err := start(); !errors.Is(err, kms.ErrForbidden) || !strings.Contains(err.Error(), "unwrapped before") || strings.Contains(err.Error(), first) || keep.secretID != first {
+		t.Fatalf("got %v with a destroyed secret id", err)
+	}
+	check(t, os.WriteFile(config.Auth.WrappedSecretIDFile, []byte(wrap("auth/"+e.mount+"/role/wrapped/secret-id")), 0o600))
+	if err := start(); err != nil || keep.secretID == first {
+		t.Fatalf("a newer one was not taken: %v", err)
+	}
+}
+
 func TestASecretIDOfOneUseIsEnoughWhileItsTokenIsKeptAlive(t *testing.T) {
 	e := withKey(t)
 	config, _ := e.wrapped(t, map[string]any{"secret_id_num_uses": 1, "token_ttl": "2s", "token_max_ttl": "1h"})
-	client, err := vaultsecret.New(config)
+	client, err := vaultsecret.New(config, nil)
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var failures []error

@@ -139,7 +139,7 @@ func TestVaultConforms(t *testing.T) {
 			return client
 		}
 		secrets := func(config vaultsecret.Config) *vaultsecret.Client {
-			client, err := vaultsecret.New(config)
+			client, err := vaultsecret.New(config, nil)
 			check(t, err)
 			return client
 		}
@@ -155,7 +155,7 @@ func TestADeletedVersionIsNotThere(t *testing.T) {
 	check(t, err)
 	writing := alices
 	writing.Write = true
-	secrets, err := vaultsecret.New(e.role(t, "device", policy.VaultDevice(e.mount, writing, "alice")))
+	secrets, err := vaultsecret.New(e.role(t, "device", policy.VaultDevice(e.mount, writing, "alice")), nil)
 	check(t, err)
 	first, err := backupkey.Generate()
 	check(t, err)
@@ -203,7 +203,7 @@ func TestOtherPeoplesMetadataAndKeysOfVersionsThatAreReadableStay(t *testing.T) 
 	e := newEngine(t, vault)
 	writing := alices
 	writing.Write = true
-	secrets, err := vaultsecret.New(e.role(t, "device", policy.VaultDevice(e.mount, writing, "alice")))
+	secrets, err := vaultsecret.New(e.role(t, "device", policy.VaultDevice(e.mount, writing, "alice")), nil)
 	check(t, err)
 	const path = "keyherald/alice"
 	e.call(t, http.MethodPost, e.mount+"/metadata/"+path, map[string]any{"max_versions": 3, "custom_metadata": map[string]string{"owner": "the matrix team", "public_key.99": "announced"}})
@@ -233,7 +233,7 @@ func TestAPathIsTheSamePathToVaultWhateverIsInIt(t *testing.T) {
 path "sys/capabilities-self" { capabilities = ["update"] }`)
 	metadata, err := vaultmeta.New(config)
 	check(t, err)
-	secrets, err := vaultsecret.New(config)
+	secrets, err := vaultsecret.New(config, nil)
 	check(t, err)
 	for _, path := range []string{"with space/key", "ümläut/key", "per%cent/key", "per%2fcent/key", "question?mark/key", "hash#sign/key", "plus+sign/key", "semi;colon/key", "...three/key"} {
 		t.Run(path, func(t *testing.T) {
@@ -271,6 +271,56 @@ func TestASealedVaultIsUnavailable(t *testing.T) {
 	for _, client := range []*vaultmeta.Client{metadata, fresh} {
 		if _, err := client.Current(t.Context(), "keyherald/alice"); !kms.Retryable(err) || !strings.Contains(err.Error(), "sealed") {
 			t.Errorf("got %v from a sealed Vault", err)
+		}
+	}
+}
+
+// One policy for all devices: whose entity is named alice reaches Alice's key, and nobody else's.
+func TestThePolicyThatIsATemplateReachesTheCallersOwnKeyAlone(t *testing.T) {
+	e := newEngine(t, vault)
+	place := policy.Place{Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key", Write: true}
+	config := e.role(t, "device", policy.VaultDevice(e.mount, place, policy.VaultIdentity))
+	accessor := e.call(t, http.MethodGet, "sys/auth", nil)[e.mount+"/"].(map[string]any)["accessor"]
+	name := "alice-" + e.mount
+	entity := e.call(t, http.MethodPost, "identity/entity", map[string]any{"name": name})["id"]
+	e.call(t, http.MethodPost, "identity/entity-alias", map[string]any{"name": config.Auth.RoleID, "canonical_id": entity, "mount_accessor": accessor})
+	secrets, err := vaultsecret.New(config, nil)
+	check(t, err)
+	key, err := backupkey.Generate()
+	check(t, err)
+	own, others := "keyherald/"+name+"/backup-key", "keyherald/bob/backup-key"
+	_, err = secrets.Write(t.Context(), own, "", key)
+	check(t, err)
+	value, err := secrets.Fetch(t.Context(), own, "")
+	check(t, err)
+	check(t, value.Verify())
+	e.put(t, others, key.RevealBase64(), key.PublicKey())
+	_, fetched := secrets.Fetch(t.Context(), others, "")
+	_, current := secrets.Current(t.Context(), others)
+	_, written := secrets.Write(t.Context(), others, "1", key)
+	created := secrets.Create(t.Context(), "keyherald/bob/recovery-key", "value")
+	for _, err := range []error{fetched, current, written, created} {
+		if !errors.Is(err, kms.ErrForbidden) {
+			t.Errorf("got %v for another user's", err)
+		}
+	}
+	// The recovery key is created once, and not read.
+	recovery := "keyherald/" + name + "/recovery-key"
+	check(t, secrets.Create(t.Context(), recovery, key.RevealBase64()))
+	if err := secrets.Create(t.Context(), recovery, "another"); !errors.Is(err, kms.ErrExists) {
+		t.Errorf("got %v for one that is there", err)
+	}
+	if _, err := secrets.Fetch(t.Context(), recovery, ""); !errors.Is(err, kms.ErrForbidden) {
+		t.Errorf("the recovery key was read: %v", err)
+	}
+	server, err := vaultmeta.New(e.role(t, "server", policy.VaultServer(e.mount, place)))
+	check(t, err)
+	if described, err := server.Current(t.Context(), own); err != nil || described.PublicKey != key.PublicKey() {
+		t.Errorf("the server sees %+v, %v", described, err)
+	}
+	for _, path := range []string{own, others, recovery} {
+		if readable, err := server.CanReadSecret(t.Context(), path); err != nil || readable {
+			t.Errorf("the server and %s: readable=%v, %v", path, readable, err)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func vaultClients(t *testing.T, config vaultmeta.Config) (*vaultmeta.Client, *va
 	t.Helper()
 	metadata, err := vaultmeta.New(config)
 	check(t, err)
-	secrets, err := vaultsecret.New(config)
+	secrets, err := vaultsecret.New(config, nil)
 	check(t, err)
 	return metadata, secrets
 }

@@ -38,6 +38,7 @@ func VaultDevice(mount string, place Place, user string) string {
 	if place.RecoveryPath != "" {
 		b.WriteString("# The recovery key of an identity that the device makes: written once, never read.\n")
 		rule(&b, mount+"/data/"+at(place.RecoveryPath, user), "create")
+		rule(&b, mount+"/metadata/"+at(place.RecoveryPath, user), "read")
 	}
 	ownToken(&b)
 	return b.String()

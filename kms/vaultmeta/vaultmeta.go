@@ -20,7 +20,7 @@ type Client struct{ session *vault.Session }
 
 // New checks the configuration; nothing is sent yet.
 func New(config Config) (*Client, error) {
-	session, err := vault.New(config, vault.MetadataOnly)
+	session, err := vault.New(config, vault.MetadataOnly, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -27,9 +27,12 @@ type Config = vault.Config
 // metadata.
 type Client struct{ session *vault.Session }
 
-// New checks the configuration; nothing is sent yet.
-func New(config Config) (*Client, error) {
-	session, err := vault.New(config, vault.Everything)
+// Keep is where a secret id is kept that was unwrapped, for a program that starts again.
+type Keep = vault.Keep
+
+// New checks the configuration; nothing is sent yet. keep may be nil: a wrapped secret id then serves this process alone.
+func New(config Config, keep Keep) (*Client, error) {
+	session, err := vault.New(config, vault.Everything, keep)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +129,13 @@ func (c *Client) Create(ctx context.Context, path, value string) error {
 		return err
 	}
 	err := c.put(ctx, "creating "+path, path, 0, value)
-	if errors.Is(err, kms.ErrConflict) {
+	exists := errors.Is(err, kms.ErrConflict)
+	if errors.Is(err, kms.ErrForbidden) {
+		// To write where something is takes the capability "update", which creating alone does not need.
+		metadata, unread := c.session.ReadMetadata(ctx, path)
+		exists = unread == nil && metadata.Newest > 0
+	}
+	if exists {
 		return fmt.Errorf("creating %s: %w", path, kms.ErrExists)
 	}
 	return err

@@ -26,22 +26,19 @@ import (
 
 // Config names the region and where the credentials come from.
 type Config struct {
-	Region string `yaml:"region"`
+	Region string
 	// URL is an endpoint in the place of the region's, such as a VPC's; empty means the region's.
-	URL string `yaml:"url"`
+	URL string
 	// CAFile is a PEM file with the only CAs to trust; empty means the system's.
-	CAFile string `yaml:"ca_file"`
+	CAFile string
 	// Field is the field of a secret that is a JSON object; empty means that the whole secret is the key.
-	Field string `yaml:"field"`
+	Field string
 	// ConfigFile is in the form of ~/.aws/config, and may hold credentials. Empty means the SDK's chain: environment,
 	// ~/.aws, web identity, container, instance.
-	ConfigFile string `yaml:"config_file"`
+	ConfigFile string
 	// Profile is a profile of ConfigFile, or of ~/.aws; empty means "default" in the one, and none in the other.
-	Profile string `yaml:"profile"`
+	Profile string
 }
-
-// Files are what the configuration's relative paths are resolved in.
-func (c *Config) Files() []*string { return []*string{&c.CAFile, &c.ConfigFile} }
 
 var regionPattern = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]+$`)
 

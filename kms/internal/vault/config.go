@@ -14,16 +14,16 @@ import (
 
 // Config names the server and how to log in.
 type Config struct {
-	URL string `yaml:"url"`
+	URL string
 	// CAFile is a PEM file with the only CAs to trust; empty means the system's.
-	CAFile string `yaml:"ca_file"`
+	CAFile string
 	// Namespace is Vault Enterprise's or OpenBao's.
-	Namespace string `yaml:"namespace"`
+	Namespace string
 	// Mount is where the KV v2 engine is mounted; empty means "secret".
-	Mount string `yaml:"mount"`
+	Mount string
 	// Field is the field of a secret's data that holds the key; empty means "key".
-	Field string `yaml:"field"`
-	Auth  Auth   `yaml:"auth"`
+	Field string
+	Auth  Auth
 }
 
 // Auth is one way to log in: approle, cert, jwt, kubernetes, userpass or token. Each has its own keys, and all secrets
@@ -52,9 +52,8 @@ type Auth struct {
 const kubernetesToken = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // Files are what the configuration's relative paths are resolved in.
-func (c *Config) Files() []*string {
-	return []*string{&c.CAFile, &c.Auth.SecretIDFile, &c.Auth.WrappedSecretIDFile, &c.Auth.CertFile, &c.Auth.KeyFile,
-		&c.Auth.JWTFile, &c.Auth.PasswordFile, &c.Auth.TokenFile}
+func (a *Auth) Files() []*string {
+	return []*string{&a.SecretIDFile, &a.WrappedSecretIDFile, &a.CertFile, &a.KeyFile, &a.JWTFile, &a.PasswordFile, &a.TokenFile}
 }
 
 // withDefaults is the configuration with what is empty filled in.

@@ -20,21 +20,21 @@ func (s *Session) logIn(ctx context.Context) (*token, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoint, body, err := s.credentials(ctx, anonymous)
-	if err != nil {
-		return nil, err
-	}
 	obtained := s.now()
-	answer, err := anonymous.Logical().WriteWithContext(ctx, endpoint, body)
+	answer, err := s.ask(ctx, anonymous)
+	if errors.Is(err, kms.ErrForbidden) && s.secretID != "" {
+		// The file may have a newer one. What is kept stays where it has none: there is no other copy, and the server
+		// may think better of it.
+		fresh, unopened := s.unwrap(ctx, anonymous)
+		if unopened != nil {
+			return nil, fmt.Errorf("%w, with the secret id that was unwrapped before; %w", err, unopened)
+		}
+		if err := s.keepSecretID(ctx, fresh); err != nil {
+			return nil, err
+		}
+		answer, err = s.ask(ctx, anonymous)
+	}
 	if err != nil {
-		err = translate("logging in by "+auth.Method, err)
-		// Vault answers wrong credentials with 400, and OpenBao too.
-		if errors.Is(err, errBadRequest) {
-			err = fmt.Errorf("logging in by %s: %w", auth.Method, kms.ErrForbidden)
-		}
-		if errors.Is(err, kms.ErrForbidden) {
-			s.secretID = ""
-		}
 		return nil, err
 	}
 	if answer == nil || answer.Auth == nil || answer.Auth.ClientToken == "" {
@@ -52,6 +52,21 @@ func (s *Session) logIn(ctx context.Context) (*token, error) {
 	return s.token, nil
 }
 
+// ask does one login.
+func (s *Session) ask(ctx context.Context, anonymous *api.Client) (*api.Secret, error) {
+	endpoint, body, err := s.credentials(ctx, anonymous)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := anonymous.Logical().WriteWithContext(ctx, endpoint, body)
+	err = translate("logging in by "+s.config.Auth.Method, err)
+	if errors.Is(err, errBadRequest) {
+		// That is how wrong credentials are answered.
+		err = fmt.Errorf("logging in by %s: %w", s.config.Auth.Method, kms.ErrForbidden)
+	}
+	return answer, err
+}
+
 // credentials is what the method's login endpoint is told.
 func (s *Session) credentials(ctx context.Context, anonymous *api.Client) (endpoint string, body map[string]any, err error) {
 	auth := s.config.Auth
@@ -60,7 +75,7 @@ func (s *Session) credentials(ctx context.Context, anonymous *api.Client) (endpo
 	case "approle":
 		secretID := ""
 		if auth.WrappedSecretIDFile != "" {
-			secretID, err = s.unwrap(ctx, anonymous)
+			secretID, err = s.unwrapped(ctx, anonymous)
 		} else {
 			secretID, err = readSecret("auth.secret_id_file", auth.SecretIDFile)
 		}
@@ -83,18 +98,34 @@ func (s *Session) credentials(ctx context.Context, anonymous *api.Client) (endpo
 	return "", nil, fmt.Errorf("auth.method is %q", auth.Method)
 }
 
-// unwrap opens the wrapped secret id, once, and keeps it for later logins. The wrapping token is looked at first: one
-// that was not made by the method's endpoint for secret ids was put there by somebody else.
-func (s *Session) unwrap(ctx context.Context, anonymous *api.Client) (string, error) {
+// unwrapped is the secret id that was unwrapped, now or before.
+func (s *Session) unwrapped(ctx context.Context, anonymous *api.Client) (string, error) {
+	if s.secretID == "" && s.keep != nil {
+		kept, err := s.keep.Load(ctx)
+		if err != nil {
+			return "", fmt.Errorf("reading the kept secret id: %w", err)
+		}
+		s.secretID = kept
+	}
 	if s.secretID != "" {
 		return s.secretID, nil
 	}
+	fresh, err := s.unwrap(ctx, anonymous)
+	if err != nil {
+		return "", err
+	}
+	return fresh, s.keepSecretID(ctx, fresh)
+}
+
+// unwrap opens the wrapped secret id. The wrapping token is looked at first: one that was not made by the method's endpoint
+// for secret ids was put there by somebody else.
+func (s *Session) unwrap(ctx context.Context, anonymous *api.Client) (string, error) {
 	auth := s.config.Auth
 	wrapping, err := readSecret("auth.wrapped_secret_id_file", auth.WrappedSecretIDFile)
 	if err != nil {
 		return "", err
 	}
-	const spent = "auth.wrapped_secret_id_file: its token is spent or expired, have a new one made; if nobody of yours opened it, somebody else has the secret id, so destroy that"
+	const spent = "auth.wrapped_secret_id_file: its token is spent or expired, have a new one made; if it was not this program that opened it, somebody else has the secret id, so destroy that"
 	answer, err := anonymous.Logical().WriteWithContext(ctx, "sys/wrapping/lookup", map[string]any{"token": wrapping})
 	if err := translate("looking at the wrapping token", err); errors.Is(err, errBadRequest) || errors.Is(err, kms.ErrForbidden) {
 		return "", fmt.Errorf("%s: %w", spent, kms.ErrForbidden)
@@ -125,6 +156,17 @@ func (s *Session) unwrap(ctx context.Context, anonymous *api.Client) (string, er
 	if secretID == "" {
 		return "", fmt.Errorf("opening the wrapping token: %w", kms.ErrMalformed)
 	}
-	s.secretID = secretID
 	return secretID, nil
+}
+
+// keepSecretID keeps it in memory also where it cannot be kept elsewhere: there is no other copy.
+func (s *Session) keepSecretID(ctx context.Context, secretID string) error {
+	s.secretID = secretID
+	if s.keep == nil {
+		return nil
+	}
+	if err := s.keep.Save(ctx, secretID); err != nil {
+		return fmt.Errorf("keeping the secret id: %w", err)
+	}
+	return nil
 }

@@ -28,12 +28,20 @@ const (
 	Everything
 )
 
+// Keep is where a secret id is kept that was unwrapped: the token it was wrapped in opens once, and a program that starts
+// again needs it. Load returns "" for none.
+type Keep interface {
+	Load(ctx context.Context) (secretID string, err error)
+	Save(ctx context.Context, secretID string) error
+}
+
 // Session is a login that is kept. It does nothing by itself: the token is renewed, or the login repeated, when it is
 // used after two thirds of its life; KeepAlive uses it.
 type Session struct {
 	config Config
 	base   string
 	http   *http.Client
+	keep   Keep
 	now    func() time.Time
 
 	mu    sync.Mutex // guards the rest, and is held during a login, so that one serves all
@@ -64,8 +72,8 @@ func (t *token) due() time.Time {
 
 func (t *token) deadAt(now time.Time) bool { return t.life > 0 && now.Sub(t.obtained) >= t.life }
 
-// New checks the configuration. Nothing is sent yet.
-func New(config Config, reach Reach) (*Session, error) {
+// New checks the configuration. Nothing is sent yet. keep may be nil.
+func New(config Config, reach Reach, keep Keep) (*Session, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
@@ -85,7 +93,7 @@ func New(config Config, reach Reach) (*Session, error) {
 		}
 		client.Transport = metadataOnly{next: client.Transport, config: config, basePath: address.Path}
 	}
-	return &Session{config: config, base: base, http: client, now: time.Now}, nil
+	return &Session{config: config, base: base, http: client, keep: keep, now: time.Now}, nil
 }
 
 // Mount is where the KV engine is, and Field the field of a secret that holds the key.

@@ -40,7 +40,7 @@ func TestNothingOfASecretIsAskedForWithinTheReachOfMetadata(t *testing.T) {
 	}))
 	t.Cleanup(hs.Close)
 	config := Config{URL: hs.URL + "/base", Auth: Auth{Method: "userpass", Username: "keyherald", PasswordFile: file(t, "password")}}
-	s, err := New(config, MetadataOnly)
+	s, err := New(config, MetadataOnly, nil)
 	check(t, err)
 	client, err := s.client("", "hvs.token")
 	check(t, err)
@@ -127,7 +127,7 @@ func TestAConfigurationThatCannotWorkIsNamedByItsKey(t *testing.T) {
 			if err := config.Validate(); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
-			if _, err := New(config, Everything); err == nil {
+			if _, err := New(config, Everything, nil); err == nil {
 				t.Error("a session was made of it")
 			}
 		})
@@ -174,7 +174,7 @@ func TestATokenIsRenewedOrReplacedInTheLastThirdOfItsLife(t *testing.T) {
 			f := &server{life: 3600}
 			hs := httptest.NewServer(f)
 			t.Cleanup(hs.Close)
-			s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything)
+			s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything, nil)
 			check(t, err)
 			now := time.Now()
 			s.now = func() time.Time { return now }
@@ -206,7 +206,7 @@ func TestATokenThatMayNotLookItselfUpIsReplacedOnce(t *testing.T) {
 		_, _ = w.Write([]byte(`{"auth":{"client_token":"hvs.token` + strings.Repeat("x", logins) + `","lease_duration":3600}}`))
 	}))
 	t.Cleanup(hs.Close)
-	s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything)
+	s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything, nil)
 	check(t, err)
 	for range 5 {
 		if _, err := s.ReadMetadata(t.Context(), "alice"); !errors.Is(err, kms.ErrForbidden) {
@@ -222,7 +222,7 @@ func TestKeepingAliveTellsWhatFailsAndEndsWithItsContext(t *testing.T) {
 	f := &server{down: true}
 	hs := httptest.NewServer(f)
 	t.Cleanup(hs.Close)
-	s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything)
+	s, err := New(Config{URL: hs.URL, Auth: Auth{Method: "approle", RoleID: "r", SecretIDFile: file(t, "s")}}, Everything, nil)
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var told error
