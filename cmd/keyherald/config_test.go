@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -36,10 +37,11 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 	}
 	tests := []struct{ name, old, new, want string }{
 		{"an unknown key is named with its line", "listen:", "listne:", "line 4"},
+		{"a key of another type", "    type: setec\n", "    type: setec\n    mount: secret\n", "kms.corporate.mount does not go with type setec"},
 		{"a user id that is none", `"@keyherald:example.org"`, `keyherald`, "line 19: bot.user_id"},
 		{"a key that is missing", "registration: registration.yaml", "", "registration is missing"},
 		{"an address that is none", "http://localhost:8008", "localhost:8008", "line 8: homeserver"},
-		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line 55: sources.corporate-kms.mapping.pattern"},
+		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line 92: sources.corporate-kms.mapping.pattern"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}
@@ -54,5 +56,40 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 				t.Errorf("got %v, want it to say %q", err, test.want)
 			}
 		})
+	}
+}
+
+// What the example shows commented out is as right as the rest of it.
+func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
+	example, err := os.ReadFile("../../config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := regexp.MustCompile(`(?m)^( *)#( *[a-z_]+:)`).ReplaceAllString(string(example), "$1$2")
+	text = regexp.MustCompile(`(?m)^ +# +(cert|jwt|kubernetes|userpass|token): .*$`).ReplaceAllString(text, "")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != filepath.Join(filepath.Dir(path), "vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile == "" {
+		t.Errorf("the example reads as %+v", c.KMS)
+	}
+	for _, test := range []struct{ name, old, new, want string }{
+		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},
+		{"a method nobody knows", "method: approle", "method: ldap", "kms.vault.auth.method is"},
+		{"a region that is none", "region: eu-central-1", "region: Frankfurt", "kms.aws.region is"},
+		{"an unknown key deep inside", "secret_id_file:", "secret_id:", `there is no key "secret_id"`},
+	} {
+		changed := strings.Replace(text, test.old, test.new, 1)
+		if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "line ") {
+			t.Errorf("%s: got %v, want it to say %q with its line", test.name, err, test.want)
+		}
 	}
 }
