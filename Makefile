@@ -2,7 +2,7 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
+.PHONY: help build test kms demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,8 +16,12 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
 
-demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running
-	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep)
+kms: ## Run the KMS clients against real servers: Vault (built the first time, ten minutes or more) and moto
+	@scripts/setup-test-parts.sh kms
+	$(GO) test -race -tags $(TAGS),kms -count=1 -timeout 20m ./keyheraldtest/kms
+
+demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, KMS=vault takes Vault
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep) $(if $(KMS),-kms $(KMS))
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)
@@ -30,7 +34,7 @@ chaos-controls: setup ## Prove that chaos finds faults: programs that have them 
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/chaos -controls -programs bin/sabotage -kills $(or $(CHAOS_KILLS),12) -seed $(or $(CHAOS_SEED),1)
 
 vet: ## Run go vet
-	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS),kms ./...
 
 fmt: ## Fail if a file is not gofmt-ed
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }

@@ -28,8 +28,8 @@ const motoVersion = "5.2.5"
 // MotoRegion is the region that Moto is asked for.
 const MotoRegion = "eu-central-1"
 
-// motoDir returns a Python environment with moto, which is installed into the user's cache directory the first time.
-func motoDir(ctx context.Context, progress io.Writer) (string, error) {
+// MotoEnvironment returns a Python environment with moto, which is installed into the user's cache directory the first time.
+func MotoEnvironment(ctx context.Context, progress io.Writer) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("finding the cache directory: %w", err)
@@ -61,7 +61,7 @@ type Moto struct {
 
 // StartMoto starts a server with its log in dir.
 func StartMoto(ctx context.Context, dir string) (*Moto, error) {
-	environment, err := motoDir(ctx, os.Stderr)
+	environment, err := MotoEnvironment(ctx, os.Stderr)
 	if err != nil {
 		return nil, err
 	}
