@@ -19,6 +19,7 @@ test: setup ## Run all tests on real parts, with the race detector
 kms: ## Run the KMS clients against real servers: Vault (built the first time, ten minutes or more) and moto
 	@scripts/setup-test-parts.sh kms
 	$(GO) test -race -tags $(TAGS),kms -count=1 -timeout 20m ./keyheraldtest/kms
+	$(GO) test -tags $(TAGS),kms -count=1 -run WithVault ./keyheraldtest/demo
 
 demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, KMS=vault takes Vault
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo $(if $(KEEP),-keep) $(if $(KMS),-kms $(KMS))

@@ -12,10 +12,11 @@ import (
 )
 
 // Config is what Run needs. Programs is a directory with the built keyherald and keyherald-device; Dir is an empty
-// directory, which everything the parts write goes into. Hold, if set, is called when all is checked and still runs.
+// directory, which everything the parts write goes into. KMS is setec, the default, or vault. Hold, if set, is called when all is checked and still runs.
 type Config struct {
 	Programs string
 	Dir      string
+	KMS      string
 	Out      io.Writer
 	Color    bool
 	Hold     func(ctx context.Context, w *World) error

@@ -82,12 +82,16 @@ func (w *World) makeHistory(ctx context.Context) (err error) {
 	if w.room, w.message, err = w.stock.WriteHistory(ctx, w.oldVersion, old, history); err != nil {
 		return err
 	}
-	_, err = w.setec.PutKey(ctx, kmsPath, w.oldKey)
+	_, err = w.kms.putKey(ctx, kmsPath, w.oldKey)
 	return err
 }
 
 // enroll sets an account up as its operator would; the fleet of one process runs both accounts.
 func (w *World) enroll(ctx context.Context, account string) error {
+	kms, err := w.kms.device(ctx, w, account)
+	if err != nil {
+		return err
+	}
 	for name, content := range map[string]string{
 		"alice.password": password, "alice.recovery-key": w.recoveryKey,
 		"device.yaml": "accounts_dir: accounts.d\nstate_dir: state\npickle_key_file: device-pickle.key\n",
@@ -96,8 +100,8 @@ homeserver: %s
 device_name: Keyherald (%s)
 login: {password_file: ../alice.password}
 verification: {recovery_key_file: ../alice.recovery-key}
-kms: {name: corporate, type: setec, url: "%s", path: %s}
-`, w.alice, w.hs.URL, account, w.deviceKMS, kmsPath),
+kms: {name: corporate, path: %s, %s}
+`, w.alice, w.hs.URL, account, kmsPath, kms),
 	} {
 		if err := w.write(name, content); err != nil {
 			return err

@@ -17,7 +17,7 @@ import (
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// rotate puts a new key into setec, sends setec's owner's notification, and watches until the last device has adopted.
+// rotate puts a new key into the KMS, sends the notification of whoever watches it, and watches until the last device has adopted.
 func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	var result Result
 	key, err := backupkey.Generate()
@@ -26,11 +26,11 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	}
 	w.newKey = key
 	before := len(w.stock.Pushes())
-	version, err := w.setec.PutKey(ctx, kmsPath, key)
+	version, err := w.kms.putKey(ctx, kmsPath, key)
 	if err != nil {
 		return result, err
 	}
-	s.line("setec now has version %s of %s", version, kmsPath)
+	s.line("%s now has version %s of %s", titles[w.config.KMS], version, kmsPath)
 	began := time.Now()
 	rotationID, err := w.notify(ctx, version)
 	if err != nil {
@@ -101,7 +101,7 @@ func (w *World) watchStock(ctx context.Context, before int, key backupkey.Key, a
 // notify sends the signed CloudEvent and returns the rotation it opened.
 func (w *World) notify(ctx context.Context, version string) (uuid.UUID, error) {
 	w.notifications++
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/setec", "id": fmt.Sprintf("demo-%d", w.notifications),
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/" + w.config.KMS, "id": fmt.Sprintf("demo-%d", w.notifications),
 		"subject": kmsPath, "datacontenttype": "application/json", "data": map[string]string{"version": version}})
 	if err != nil {
 		return uuid.Nil, err

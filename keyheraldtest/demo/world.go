@@ -21,7 +21,6 @@ import (
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/keyheraldtest"
-	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -39,13 +38,12 @@ type World struct {
 	database *keyheraldtest.Database
 	db       *postgres.DB
 	hs       *keyheraldtest.Dendrite
-	setec    *testsetec.Server
+	kms      system
 	// Everything the server says or hears goes through one of these.
 	serverTaps map[string]*keyheraldtest.Tap
 	deviceTap  *keyheraldtest.Tap
 	listen     string
 	signingKey string
-	deviceKMS  string
 
 	alice, bob      id.UserID
 	stock, stranger *keyheraldtest.Client
@@ -67,16 +65,24 @@ func (w *World) Close() error {
 	return err
 }
 
-// build starts PostgreSQL, Dendrite, setec and the server.
+// build starts PostgreSQL, Dendrite, the KMS and the server.
 func build(ctx context.Context, config Config, s screen) (*World, error) {
-	w := &World{config: config, serverTaps: map[string]*keyheraldtest.Tap{}}
+	if config.KMS == "" {
+		config.KMS = "setec"
+	}
+	make, ok := systems[config.KMS]
+	if !ok {
+		return nil, fmt.Errorf("there is no demo with the KMS %q: say setec or vault", config.KMS)
+	}
+	w := &World{config: config, kms: make(), serverTaps: map[string]*keyheraldtest.Tap{}}
 	steps := []struct {
 		what string
 		do   func(context.Context) error
 	}{
 		{"PostgreSQL, a private cluster with owner, writer and auditor", w.startPostgres},
-		{"setec, the key-management system, with rights per principal", w.startSetec},
+		{titles[config.KMS] + ", the key-management system", func(ctx context.Context) error { return w.kms.start(ctx, w) }},
 		{"the bot's identity and the registration (keyherald bot keygen, registration)", w.prepare},
+		{"the rights in the KMS: metadata for the server, one key for a device", func(ctx context.Context) error { return w.kms.rights(ctx, w) }},
 		{"Dendrite, the homeserver, with the registration", w.startDendrite},
 		{"the database schema (keyherald migrate)", func(ctx context.Context) error { _, err := w.keyherald(ctx, "migrate"); return err }},
 		{"the server holds its bot (keyherald serve)", w.startServer},
@@ -129,34 +135,6 @@ func (w *World) tap(name, target string) (string, error) {
 	return tap.Through(target)
 }
 
-func (w *World) startSetec(ctx context.Context) (err error) {
-	if w.setec, err = testsetec.Start(ctx, w.config.Dir); err != nil {
-		return err
-	}
-	w.closers = append(w.closers, w.setec.Close)
-	serverURL, err := w.setec.Principal("keyherald-server", testsetec.ServerRules("keyherald/*"))
-	if err != nil {
-		return err
-	}
-	if _, err = w.tap("setec", serverURL); err != nil {
-		return err
-	}
-	deviceURL, err := w.setec.Principal("alice-device", testsetec.DeviceRules(kmsPath))
-	if err != nil {
-		return err
-	}
-	u, err := url.Parse(deviceURL)
-	if err != nil {
-		return err
-	}
-	if w.deviceTap, err = keyheraldtest.StartTap(u.Host); err != nil {
-		return err
-	}
-	w.closers = append(w.closers, w.deviceTap.Close)
-	w.deviceKMS, err = w.deviceTap.Through(deviceURL)
-	return err
-}
-
 func (w *World) prepare(ctx context.Context) error {
 	port, err := keyheraldtest.FreePort()
 	if err != nil {
@@ -195,12 +173,12 @@ registration: registration.yaml
 bot: {user_id: "@%[4]s:%[5]s", identity_file: bot-identity.json, self_signing_file: bot-self-signing.seed, pickle_key_file: bot-pickle.key}
 database: {url_file: writer.url, owner_url_file: owner.url, roles: {writer: %[6]s, auditor: %[7]s}}
 kms:
-  corporate: {type: setec, url: "http://%[8]s", check_path: %[9]s}
+  corporate: {%[8]s, check_path: %[9]s}
 sources:
   corporate-kms:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
-`, w.listen, public, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor, w.serverTaps["setec"].Address(), kmsPath))
+`, w.listen, public, homeserver, botName, keyheraldtest.ServerName, w.database.Writer, w.database.Auditor, w.kms.server(), kmsPath))
 }
 
 func (w *World) startDendrite(ctx context.Context) (err error) {

@@ -102,18 +102,9 @@ func (e engine) secretID(t *testing.T, role string) string {
 // put writes as an administrator does who follows docs/kms.md: the public key first.
 func (e engine) put(t *testing.T, path, value, public string) string {
 	t.Helper()
-	next, method := 1, http.MethodPost
-	if metadata, err := e.server.Call(t.Context(), http.MethodGet, e.mount+"/metadata/"+path, nil); err == nil {
-		next, method = int(metadata["current_version"].(float64))+1, http.MethodPatch
-	}
-	if public != "" {
-		e.call(t, method, e.mount+"/metadata/"+path, map[string]any{"custom_metadata": map[string]string{fmt.Sprintf("public_key.%d", next): public}})
-	}
-	made := e.call(t, http.MethodPost, e.mount+"/data/"+path, map[string]any{"data": map[string]string{"key": value}})
-	if version := int(made["version"].(float64)); version != next {
-		t.Fatalf("version %d was made and %d announced", version, next)
-	}
-	return fmt.Sprint(next)
+	version, err := e.server.PutValue(t.Context(), e.mount, path, value, public)
+	check(t, err)
+	return version
 }
 
 // The rights are those that `keyherald kms policy` prints.

@@ -20,16 +20,17 @@ import (
 func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
 	keep := flag.Bool("keep", false, "leave everything running when the checks are done")
+	kms := flag.String("kms", "setec", "the key-management system: setec or vault")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *programs, *keep); err != nil {
+	if err := run(ctx, *programs, *kms, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, programs string, keep bool) error {
+func run(ctx context.Context, programs, kms string, keep bool) error {
 	absolute, err := filepath.Abs(programs)
 	if err != nil {
 		return err
@@ -39,7 +40,7 @@ func run(ctx context.Context, programs string, keep bool) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	config := demo.Config{Programs: absolute, Dir: dir, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
+	config := demo.Config{Programs: absolute, Dir: dir, KMS: kms, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
 	if keep {
 		config.Hold = hold
 	}
