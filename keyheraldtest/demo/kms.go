@@ -121,7 +121,7 @@ func (k *vaultSystem) rights(ctx context.Context, w *World) error {
 	}
 	method, ok := methods["approle/"].(map[string]any)
 	if !ok {
-		return fmt.Errorf("Vault lists no approle/: %v", methods)
+		return fmt.Errorf("no method of Vault's is approle/: %v", methods)
 	}
 	entity, err := k.Call(ctx, http.MethodPost, "identity/entity", map[string]any{"name": "alice"})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -105,7 +106,7 @@ func New(ctx context.Context, c Config, reach Reach) (*Session, error) {
 	if !ok {
 		return nil, fmt.Errorf("aws: the SDK's HTTP client is %T", loaded.HTTPClient)
 	}
-	client := bounded.Around(built.GetTransport())
+	client := bounded.Around(whole{built.GetTransport()})
 	if reach == MetadataOnly {
 		client.Transport = metadataOnly{client.Transport}
 	}
@@ -219,6 +220,27 @@ func tags(list []types.Tag) map[string]string {
 	}
 	return m
 }
+
+// whole sends bodies that are in memory. The SDK closes a request's body as soon as the answer begins, and its WriteTo is
+// an error from then on; net/http, which looks once more whether a body of unknown kind has come to its end, then closes the
+// connection that the answer is being read from.
+type whole struct{ next http.RoundTripper }
+
+func (w whole) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return w.next.RoundTrip(req)
+	}
+	body, err := io.ReadAll(req.Body)
+	if err := errors.Join(err, req.Body.Close()); err != nil {
+		return nil, err
+	}
+	req = req.Clone(req.Context())
+	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return w.next.RoundTrip(req)
+}
+
+// CloseIdleConnections is what http.Client's asks for.
+func (w whole) CloseIdleConnections() { (&http.Client{Transport: w.next}).CloseIdleConnections() }
 
 // errOutOfReach never comes about: it is in the way of a change that would have the server read a secret.
 var errOutOfReach = errors.New("this program does not send that request: it reads metadata alone")

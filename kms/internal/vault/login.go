@@ -16,6 +16,16 @@ import (
 // logIn gets a token and keeps it, with mu held.
 func (s *Session) logIn(ctx context.Context) (*token, error) {
 	auth := s.config.Auth
+	if auth.Method == "cert" {
+		// A connection shows the certificate that it began with, and the file may have a newer one. What the token is used
+		// for goes over the same connections, as it may be bound to the certificate.
+		fresh, err := s.connect()
+		if err != nil {
+			return nil, fmt.Errorf("logging in by cert: %w", err)
+		}
+		s.http.CloseIdleConnections()
+		s.http = fresh
+	}
 	anonymous, err := s.client(auth.Namespace, "")
 	if err != nil {
 		return nil, err
@@ -81,8 +91,6 @@ func (s *Session) credentials(ctx context.Context, anonymous *api.Client) (endpo
 		}
 		return base, map[string]any{"role_id": auth.RoleID, "secret_id": secretID}, err
 	case "cert":
-		// A connection shows the certificate that it began with, and the file may have a newer one.
-		s.http.CloseIdleConnections()
 		body = map[string]any{}
 		if auth.Role != "" {
 			body["name"] = auth.Role

@@ -40,11 +40,12 @@ type Keep interface {
 type Session struct {
 	config Config
 	base   string
-	http   *http.Client
+	reach  Reach
 	keep   Keep
 	now    func() time.Time
 
 	mu    sync.Mutex // guards the rest, and is held during a login, so that one serves all
+	http  *http.Client
 	token *token
 	// secretID was unwrapped, and the token it was wrapped in is spent.
 	secretID string
@@ -82,18 +83,27 @@ func New(config Config, reach Reach, keep Keep) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	client, err := bounded.New(bounded.Options{CAFile: config.CAFile, CertFile: config.Auth.CertFile, KeyFile: config.Auth.KeyFile})
-	if err != nil {
+	s := &Session{config: config, base: base, reach: reach, keep: keep, now: time.Now}
+	if s.http, err = s.connect(); err != nil {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	if reach == MetadataOnly {
-		address, err := url.Parse(base)
-		if err != nil {
-			return nil, fmt.Errorf("vault: %w", err)
-		}
-		client.Transport = metadataOnly{next: client.Transport, config: config, basePath: address.Path}
+	return s, nil
+}
+
+// connect makes an HTTP client without a connection yet.
+func (s *Session) connect() (*http.Client, error) {
+	client, err := bounded.New(bounded.Options{CAFile: s.config.CAFile, CertFile: s.config.Auth.CertFile, KeyFile: s.config.Auth.KeyFile})
+	if err != nil {
+		return nil, err
 	}
-	return &Session{config: config, base: base, http: client, keep: keep, now: time.Now}, nil
+	if s.reach == MetadataOnly {
+		address, err := url.Parse(s.base)
+		if err != nil {
+			return nil, err
+		}
+		client.Transport = metadataOnly{next: client.Transport, config: s.config, basePath: address.Path}
+	}
+	return client, nil
 }
 
 // Mount is where the KV engine is, and Field the field of a secret that holds the key.

@@ -38,7 +38,7 @@ func (s *Session) Subscribe(ctx context.Context, eventType string) (*websocket.C
 		}
 		limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		opened, answer, err := websocket.Dial(limited, address.String(), &websocket.DialOptions{HTTPClient: stream, HTTPHeader: header})
+		opened, answer, err := websocket.Dial(limited, address.String(), &websocket.DialOptions{HTTPClient: stream, HTTPHeader: header}) //nolint:bodyclose // the library says that it does
 		if err == nil {
 			conn = opened
 			return nil
