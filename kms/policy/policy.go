@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/keyherald/keyherald/kms"
 )
@@ -33,7 +34,7 @@ func (p Place) Check() error {
 		if err := kms.CheckPath(strings.Replace(path, placeholder, "user", 1)); err != nil {
 			return err
 		}
-		if strings.ContainsAny(path, "*+\"\\") || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }) {
+		if special(strings.Replace(path, placeholder, "", 1)) {
 			return fmt.Errorf("the path %q has a character in it that means something else in a policy", path)
 		}
 	}
@@ -45,10 +46,15 @@ func (p Place) Check() error {
 
 // CheckUser refuses a user's name that would reach beyond its own path in a policy.
 func CheckUser(user string) error {
-	if user == "" || strings.ContainsAny(user, "*+\"\\/{}$") || strings.ContainsFunc(user, func(r rune) bool { return r <= ' ' }) || user == "." || user == ".." {
+	if user == "" || user == "." || user == ".." || strings.ContainsAny(user, "/ ") || special(user) {
 		return fmt.Errorf("the user's name %q has a character in it that means something else in a policy, or none", user)
 	}
 	return nil
+}
+
+// special reports what is a pattern, a template or the end of a text in one of the systems' languages.
+func special(text string) bool {
+	return strings.ContainsAny(text, "*+?\"\\{}$") || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func at(path, user string) string { return strings.Replace(path, placeholder, user, 1) }

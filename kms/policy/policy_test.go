@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,7 +17,7 @@ func TestAPlaceOrAUserThatMeansSomethingElseInAPolicyIsRefused(t *testing.T) {
 		}
 	}
 	for _, bad := range []Place{{}, {Path: "keyherald/alice"}, {Path: "{user}/{user}"}, {Path: "keyherald/{user}/*"}, {Path: "keyherald/+/{user}"}, {Path: "/{user}"}, {Path: "../{user}"},
-		{Path: `keyherald/"/{user}`}, {Path: "keyherald\n/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "keyherald/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "recovery"}} {
+		{Path: `keyherald/"/{user}`}, {Path: "keyherald\n/{user}"}, {Path: "{{identity.entity.id}}/{user}"}, {Path: "${aws:username}/{user}"}, {Path: "a?/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "keyherald/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "recovery"}} {
 		if bad.Check() == nil {
 			t.Errorf("%+v was taken", bad)
 		}
@@ -157,4 +158,47 @@ func TestThePoliciesOfAWSName(t *testing.T) {
 			t.Errorf("%s:\n%s", name, c.text)
 		}
 	}
+}
+
+// Whatever passes the checks is one name and one path to Vault: no more rules come of it, and each rule is of the place.
+func FuzzVaultPolicy(f *testing.F) {
+	f.Add("keyherald/{user}/backup-key", "keyherald/{user}/recovery-key", "alice", true)
+	f.Add("{user}", "", "ümläut", false)
+	f.Fuzz(func(t *testing.T, path, recovery, user string, write bool) {
+		place := Place{Path: path, RecoveryPath: recovery, Write: write}
+		if place.Check() != nil || CheckUser(user) != nil {
+			return
+		}
+		for name, text := range map[string]string{"server": VaultServer("secret", place), "device": VaultDevice("secret", place, user)} {
+			rules := 0
+			for line := range strings.Lines(text) {
+				if !strings.HasPrefix(line, "path ") {
+					if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "  capabilities = [\"") && line != "}\n" {
+						t.Fatalf("%s: a line is %q", name, line)
+					}
+					continue
+				}
+				rules++
+				quoted, ok := strings.CutSuffix(strings.TrimPrefix(line, "path "), " {\n")
+				unquoted, err := strconv.Unquote(quoted)
+				if !ok || err != nil {
+					t.Fatalf("%s: a rule is %q", name, line)
+				}
+				own := strings.HasPrefix(unquoted, "auth/token/") || unquoted == "sys/capabilities-self"
+				if !own && !strings.HasPrefix(unquoted, "secret/data/") && !strings.HasPrefix(unquoted, "secret/metadata/") {
+					t.Fatalf("%s: a rule is of %q", name, unquoted)
+				}
+				if name == "device" && !own && (strings.ContainsAny(unquoted, "*+{}") || !strings.Contains(unquoted, user)) {
+					t.Fatalf("%s: a rule is of %q", name, unquoted)
+				}
+			}
+			want := 5
+			if recovery != "" {
+				want = map[string]int{"server": 6, "device": 7}[name]
+			}
+			if rules != want {
+				t.Fatalf("%s: %d rules", name, rules)
+			}
+		}
+	})
 }

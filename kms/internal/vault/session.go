@@ -326,8 +326,8 @@ func (s *Session) KeepAlive(ctx context.Context, failed func(error)) {
 			failed(fmt.Errorf("keeping the login to Vault: %w", err))
 			wait = retry
 		case live.life > 0:
-			// At least a second, also where the token is due and could not be prolonged.
-			wait = min(most, max(time.Second, live.due().Sub(s.now())))
+			// A while at least, also where the token is due and could not be prolonged.
+			wait = min(most, max(time.Second, live.life/20, live.due().Sub(s.now())))
 		}
 		select {
 		case <-ctx.Done():
