@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -51,6 +52,7 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a log whose checkpoints nobody can read back", "type: directory", "type: file", "audit.sinks has none that can be read back"},
 		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
 		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
+		{"a key of another type", "    type: setec\n", "    type: setec\n    mount: secret\n", "kms.corporate.mount does not go with type setec"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
 		{"a place that is everybody's", "path: keyherald/{user}/backup-key", "path: keyherald/key", "kms.corporate.reconcile.path"},
@@ -72,5 +74,40 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 				t.Errorf("got %v, want it to say %q", err, want)
 			}
 		})
+	}
+}
+
+// What the example shows commented out is as right as the rest of it.
+func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
+	example, err := os.ReadFile("../../config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := regexp.MustCompile(`(?m)^( *)#( *[a-z_]+:)`).ReplaceAllString(string(example), "$1$2")
+	text = regexp.MustCompile(`(?m)^ +# +(cert|jwt|kubernetes|userpass|token): .*$`).ReplaceAllString(text, "")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != filepath.Join(filepath.Dir(path), "vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile == "" {
+		t.Errorf("the example reads as %+v", c.KMS)
+	}
+	for _, test := range []struct{ name, old, new, want string }{
+		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},
+		{"a method nobody knows", "method: approle", "method: ldap", "kms.vault.auth.method is"},
+		{"a region that is none", "region: eu-central-1", "region: Frankfurt", "kms.aws.region is"},
+		{"an unknown key deep inside", "secret_id_file:", "secret_id:", `there is no key "secret_id"`},
+	} {
+		changed := strings.Replace(text, test.old, test.new, 1)
+		if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "line ") {
+			t.Errorf("%s: got %v, want it to say %q with its line", test.name, err, test.want)
+		}
 	}
 }

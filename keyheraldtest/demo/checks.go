@@ -39,7 +39,7 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			_, err := w.stock.GetKeyBackupVersion(ctx, w.oldVersion)
 			return err
 		}},
-		{"the server's credentials cannot read the key in setec (keyherald check)", func() error {
+		{"the server's credentials cannot read the key in the KMS (keyherald check)", func() error {
 			out, err := w.Keyherald(ctx, "check")
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, out)
@@ -65,7 +65,7 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			}
 			return all
 		}},
-		{"the same search does find the new key on its way from setec to the device", func() error {
+		{"the same search does find the new key on its way from the KMS to the device", func() error {
 			if found := search.In(w.deviceTap.Bytes()); !slices.ContainsFunc(found, func(form string) bool { return strings.HasPrefix(form, "the new key") }) {
 				return errors.New("it does not: the search proves nothing")
 			}

@@ -15,11 +15,13 @@ import (
 )
 
 // Config is what Run needs. Programs is a directory with the built keyherald and keyherald-device; Dir is an empty
-// directory, which everything the parts write goes into. Hold, if set, is called when all is checked and still runs.
+// directory, which everything the parts write goes into. KMS is setec, the default, or vault. Hold, if set, is called when all
+// is checked and still runs.
 type Config struct {
 	Programs   string
 	Dir        string
 	Homeserver keyheraldtest.StartHomeserver
+	KMS        string
 	Out        io.Writer
 	Color      bool
 	Hold       func(ctx context.Context, w *World) error
@@ -55,7 +57,7 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if err != nil {
 		return result, errors.Join(err, w.tellLogs(s))
 	}
-	s.title("The rotation, on " + w.Homeserver.Name)
+	s.title("The rotation, on " + w.Homeserver.Name + " with " + w.KMSTitle())
 	if result, err = w.rotate(ctx, s); err != nil {
 		return result, errors.Join(err, w.tellLogs(s))
 	}

@@ -19,15 +19,9 @@ import (
 // The two binaries, run as an operator runs them, rotate a key in setec and leave no trace of it; and the preflight
 // says what is wrong with each thing that is broken on purpose.
 func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
-	programs := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "goolm", "-o", programs+"/", "../../cmd/...")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v: %s", err, out)
-	}
 	var out bytes.Buffer
 	held := false
-	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
+	_, err := Run(t.Context(), Config{Programs: programs(t), Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
 		metricsTellTheStory(ctx, t, w)
 		rotationsAreShown(ctx, t, w)
@@ -44,6 +38,18 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
 		t.Error("the audit trail does not tell the story")
 	}
+}
+
+// programs builds both, as an operator has them.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "goolm", "-o", dir+"/", "../../cmd/...")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v: %s", err, out)
+	}
+	return dir
 }
 
 func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
@@ -118,7 +124,7 @@ func brokenOnPurpose(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	setecTap := "http://" + w.ServerTaps["setec"].Address()
+	setecTap := "http://" + w.ServerTaps["the KMS"].Address()
 	for _, test := range []struct{ name, old, new, want string }{
 		{"credentials that can read the secret", setecTap, tooMuch, "CAN READ SECRETS"},
 		{"a KMS that is not there", setecTap, "http://127.0.0.1:1", "FAIL  KMS corporate"},

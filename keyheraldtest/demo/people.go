@@ -71,7 +71,7 @@ func (w *World) makeHistory(ctx context.Context) (err error) {
 	if w.room, w.message, err = w.stock.WriteHistory(ctx, w.oldVersion, old, history); err != nil {
 		return err
 	}
-	_, err = w.Setec.PutKey(ctx, kmsPath, w.oldKey)
+	_, err = w.PutKey(ctx, kmsPath, w.oldKey)
 	return err
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// rotate puts a new key into setec, sends setec's owner's notification, and watches until the last device has adopted.
+// rotate puts a new key into the KMS, sends the notification of whoever watches it, and watches until the last device has adopted.
 func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	var result Result
 	key, err := backupkey.Generate()
@@ -20,11 +20,11 @@ func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
 	}
 	w.newKey = key
 	before := len(w.stock.Pushes())
-	version, err := w.Setec.PutKey(ctx, kmsPath, key)
+	version, err := w.PutKey(ctx, kmsPath, key)
 	if err != nil {
 		return result, err
 	}
-	s.line("setec now has version %s of %s", version, kmsPath)
+	s.line("%s now has version %s of %s", w.KMSTitle(), version, kmsPath)
 	began := time.Now()
 	rotationID, err := w.Notify(ctx, w.alice, version)
 	if err != nil {

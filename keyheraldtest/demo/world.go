@@ -17,7 +17,7 @@ var kmsPath = company.KMSPath("alice")
 type World struct {
 	*company.Company
 	config Config
-	// deviceTap is between setec and the managed devices.
+	// deviceTap is between the KMS and the managed devices.
 	deviceTap *keyheraldtest.Tap
 	deviceKMS string
 
@@ -33,7 +33,7 @@ type World struct {
 
 // build starts the company. What was started is returned with an error as well.
 func build(ctx context.Context, config Config, s screen) (*World, error) {
-	c, err := company.Start(ctx, company.Config{Programs: config.Programs, Dir: config.Dir, Homeserver: config.Homeserver}, s.step)
+	c, err := company.Start(ctx, company.Config{Programs: config.Programs, Dir: config.Dir, Homeserver: config.Homeserver, KMS: config.KMS}, s.step)
 	w := &World{Company: c, config: config}
 	if err != nil {
 		return w, err
