@@ -43,6 +43,8 @@ type Config struct {
 	Homeserver keyheraldtest.StartHomeserver
 	// KMS is the type of the key-management system, setec or vault; empty is setec.
 	KMS string
+	// Reconcile is how often the server looks into the KMS by itself; 0 is never.
+	Reconcile time.Duration
 	// BotLogin is bot.login of the server's configuration; empty is auto.
 	BotLogin appservice.Login
 }
@@ -200,6 +202,10 @@ func (c *Company) writeConfig(public, homeserver string) error {
 	if login == "" {
 		login = appservice.LoginAuto
 	}
+	reconcile := ""
+	if c.config.Reconcile > 0 {
+		reconcile = fmt.Sprintf(`, reconcile: {interval: %s, path: "%s"}`, c.config.Reconcile, KMSPath("{user}"))
+	}
 	return c.Write("config.yaml", fmt.Sprintf(`listen: %[1]s
 public_url: %[2]s
 homeserver: %[3]s
@@ -208,13 +214,13 @@ bot: {user_id: "@%[4]s:%[5]s", identity_file: bot-identity.json, self_signing_fi
 database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, auditor_url_file: auditor.url, roles: {writer: %[6]s, auditor: %[7]s, signer: %[10]s}}
 audit: {name: %[11]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints}]}
 kms:
-  corporate: {%[13]s, url: "http://%[8]s", check_path: %[9]s}
+  corporate: {%[13]s, url: "http://%[8]s", check_path: %[9]s%[14]s}
 sources:
   corporate-kms:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
 `, c.Listen, public, homeserver, BotName, keyheraldtest.ServerName, c.Database.Writer, c.Database.Auditor, c.ServerTaps["the KMS"].Address(), KMSPath("alice"),
-		c.Database.Signer, logName, login, c.kms.server()))
+		c.Database.Signer, logName, login, c.kms.server(), reconcile))
 }
 
 func (c *Company) startHomeserver(ctx context.Context) (err error) {

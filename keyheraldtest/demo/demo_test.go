@@ -57,10 +57,19 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var row struct{ ID, State string }
-	if err := json.Unmarshal([]byte(list), &row); err != nil || row.State != "done" {
-		t.Fatalf("%v: %s", err, list)
+	type listed struct{ ID, State, Source string }
+	var rows []listed
+	for line := range strings.Lines(list) {
+		var row listed
+		if err := json.Unmarshal([]byte(line), &row); err != nil {
+			t.Fatalf("%v: %s", err, list)
+		}
+		rows = append(rows, row)
 	}
+	if len(rows) != 2 || rows[0].State != "done" || rows[0].Source != "reconcile" || rows[1].State != "done" || rows[1].Source != "corporate-kms" {
+		t.Fatalf("the rotations are %s", list)
+	}
+	row := rows[1]
 	shown, err := w.Keyherald(ctx, "rotations", "show", row.ID, "--json")
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +92,7 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 		Enrolled  bool
 		Rotations []struct{ Stage string }
 	}
-	if err != nil || json.Unmarshal([]byte(status), &accounts) != nil || !accounts["alice"].Enrolled || len(accounts["alice"].Rotations)+len(accounts["alice-receiver"].Rotations) != 1 {
+	if err != nil || json.Unmarshal([]byte(status), &accounts) != nil || !accounts["alice"].Enrolled || len(accounts["alice"].Rotations)+len(accounts["alice-receiver"].Rotations) != 2 {
 		t.Errorf("the status of running accounts: %v: %s", err, status)
 	}
 	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
@@ -93,6 +102,7 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	}
 }
 
+// One rotation was notified of, and the other was found.
 func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
 	if err != nil {
@@ -107,8 +117,8 @@ func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{`keyherald_rotations{state="done"} 1`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
-		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`} {
+	for _, line := range []string{`keyherald_rotations{state="done"} 2`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
+		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`, `keyherald_reconcile_looks_total{kms="corporate",result="found"} 1`} {
 		if !strings.Contains(string(text), line+"\n") {
 			t.Errorf("/metrics has no %s", line)
 		}
