@@ -99,7 +99,7 @@ func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
 	for _, test := range []struct{ name, old, new, want string }{
 		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},
 		{"a method nobody knows", "method: approle", "method: ldap", "kms.vault.auth.method is"},
-		{"a region that is none", "region: eu-central-1", "region: Frankfurt", "kms.aws.region is"},
+		{"a region that is none", "    region: eu-central-1", "    region: Frankfurt", "kms.aws.region is"},
 		{"an unknown key deep inside", "secret_id_file:", "secret_id:", `there is no key "secret_id"`},
 	} {
 		changed := strings.Replace(text, test.old, test.new, 1)
