@@ -275,7 +275,7 @@ func TestASecretIDThatWasUnwrappedIsKeptAndReplacedByANewerOne(t *testing.T) {
 
 func TestASecretIDOfOneUseIsEnoughWhileItsTokenIsKeptAlive(t *testing.T) {
 	e := withKey(t)
-	config, _ := e.wrapped(t, map[string]any{"secret_id_num_uses": 1, "token_ttl": "2s", "token_max_ttl": "1h"})
+	config, _ := e.wrapped(t, map[string]any{"secret_id_num_uses": 1, "token_ttl": "5s", "token_max_ttl": "1h"})
 	client, err := vaultsecret.New(config, nil)
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -283,7 +283,7 @@ func TestASecretIDOfOneUseIsEnoughWhileItsTokenIsKeptAlive(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { client.KeepAlive(ctx, func(err error) { failures = append(failures, err) }) })
 	// Longer than two lives of a token that is not renewed.
-	time.Sleep(5 * time.Second)
+	time.Sleep(11 * time.Second)
 	if _, err := client.Current(t.Context(), "keyherald/alice"); err != nil {
 		t.Errorf("the token was not kept alive: %v", err)
 	}
@@ -293,7 +293,7 @@ func TestASecretIDOfOneUseIsEnoughWhileItsTokenIsKeptAlive(t *testing.T) {
 		t.Errorf("keeping alive failed: %v", failures)
 	}
 	// Unused it dies, and there is no way back but a new secret id.
-	time.Sleep(3 * time.Second)
+	time.Sleep(6 * time.Second)
 	if _, err := client.Current(t.Context(), "keyherald/alice"); !errors.Is(err, kms.ErrForbidden) {
 		t.Errorf("got %v with a spent secret id", err)
 	}

@@ -97,7 +97,7 @@ func (o Options) transport() (*http.Transport, error) {
 // Around makes a client of a transport. A failure to reach the KMS, also while the body is read, is kms.ErrUnavailable; a
 // redirect, and a body that is too long, are kms.ErrMalformed.
 func Around(next http.RoundTripper) *http.Client {
-	return &http.Client{Transport: transport{next}}
+	return &http.Client{Transport: transport{next, timeout}}
 }
 
 // Client is for APIs that are spoken here without an SDK.
@@ -127,10 +127,13 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 
 // transport keeps the time itself: a Timeout of http.Client would put its own error in the place of ours where it ends
 // the reading of a body.
-type transport struct{ next http.RoundTripper }
+type transport struct {
+	next    http.RoundTripper
+	timeout time.Duration
+}
 
 func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(req.Context(), timeout)
+	ctx, cancel := context.WithTimeout(req.Context(), t.timeout)
 	resp, err := t.next.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		cancel()
