@@ -9,6 +9,7 @@ const (
 	NotificationUnusable Action = "notification.unusable"
 	NotificationRefused  Action = "notification.refused"
 	ChangeFound          Action = "change.found"
+	HandshakeAccepted    Action = "handshake.accepted"
 	RotationSuperseded   Action = "rotation.superseded"
 	RotationTimedOut     Action = "rotation.timed_out"
 	RotationWaiting      Action = "rotation.waiting_for_enrollment"

@@ -1,30 +1,63 @@
 package intake
 
 import (
-	"encoding/json"
+	"context"
+	"crypto/x509"
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2"
-	"maunium.net/go/mautrix/id"
+	"github.com/keyherald/keyherald/internal/pinned"
+	"github.com/keyherald/keyherald/internal/sns"
 )
 
-// Config names the sources.
+// Config names the sources, and the proxies of ours before this server, whose word about addresses and certificates
+// counts.
 type Config struct {
-	Sources map[string]Source `yaml:"sources"`
+	Sources        map[string]Source `yaml:"sources"`
+	TrustedProxies []string          `yaml:"trusted_proxies"`
 }
 
-// Source is one system that notifies.
+// Validate checks what can be checked without reading a file. Errors begin with the key they are about.
+func (c Config) Validate() error {
+	proxies, err := prefixes("trusted_proxies", c.TrustedProxies)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
+		if _, err := c.Sources[name].build(name, &outside{now: time.Now, proxies: proxies}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Source is one system that notifies. Every authentication mode that is configured must be passed, and at least one that
+// proves who sends must be there: a signature by Keys (or the format's own), JWT, MTLS, Header or Basic.
 type Source struct {
 	Format  string  `yaml:"format"`
-	Keys    []Key   `yaml:"keys"`
 	Mapping Mapping `yaml:"mapping"`
+
+	Keys          []Key         `yaml:"keys"`
+	Signature     *Signature    `yaml:"signature"`
+	JWT           *JWT          `yaml:"jwt"`
+	MTLS          *MTLS         `yaml:"mtls"`
+	Header        *StaticHeader `yaml:"header"`
+	Basic         *Basic        `yaml:"basic"`
+	SourceAddress []string      `yaml:"source_address"`
+
+	// SNS is for aws-sns, WebhookOrigin for azure-eventgrid.
+	SNS           *SNS   `yaml:"sns"`
+	WebhookOrigin string `yaml:"webhook_origin"`
 }
 
-// Key is one valid signing key of Standard Webhooks; several overlap during a change.
+// Key is one valid secret: a signing key, the value of a header, or a password. Several overlap during a change. The
+// signing keys of Standard Webhooks are written whsec_<base64>, all others as the sender has them.
 type Key struct {
 	ID         string    `yaml:"id"`
 	Secret     string    `yaml:"secret"`
@@ -33,138 +66,227 @@ type Key struct {
 	NotAfter   time.Time `yaml:"not_after"`
 }
 
-// Mapping turns a notification into user, path and version. Pattern is matched against Attribute (subject by default,
-// or a field of the data as data.NAME) with the named groups user, and optionally path and version; Version may come
-// from a field of the data instead. User is a template with {user}.
-type Mapping struct {
-	Attribute string `yaml:"attribute"`
-	Pattern   string `yaml:"pattern"`
-	User      string `yaml:"user"`
-	KMS       string `yaml:"kms"`
-	Path      string `yaml:"path"`
-	Version   string `yaml:"version"`
+// JWT demands a bearer token of an issuer, whose keys stand at KeysURL. Claims are what it must say of the sender.
+type JWT struct {
+	Issuer     string            `yaml:"issuer"`
+	KeysURL    string            `yaml:"keys_url"`
+	CAFile     string            `yaml:"ca_file"`
+	Audience   string            `yaml:"audience"`
+	Algorithms []string          `yaml:"algorithms"`
+	Claims     map[string]string `yaml:"claims"`
 }
 
+// MTLS demands a client certificate of an authority in CAFile with one of the Names. ForwardedHeader is where a trusted
+// proxy, at which TLS ends, puts the certificate.
+type MTLS struct {
+	CAFile          string   `yaml:"ca_file"`
+	Names           []string `yaml:"names"`
+	ForwardedHeader string   `yaml:"forwarded_header"`
+}
+
+// StaticHeader demands a secret in a header.
+type StaticHeader struct {
+	Name string `yaml:"name"`
+	Keys []Key  `yaml:"keys"`
+}
+
+// Basic demands a user name and a password.
+type Basic struct {
+	Username string `yaml:"username"`
+	Keys     []Key  `yaml:"keys"`
+}
+
+// SNS names the topics that may notify. SignatureVersion "2" refuses version 1, which is SHA-1. With SigningCAFile the
+// signing certificates must be issued by one that stands there.
+type SNS struct {
+	Topics           []string `yaml:"topics"`
+	SignatureVersion string   `yaml:"signature_version"`
+	SigningCAFile    string   `yaml:"signing_ca_file"`
+}
+
+// source is a Source that can be right, with its secrets read.
 type source struct {
-	keys    []key
-	mapping Mapping
-	pattern *regexp.Regexp
+	format  format
+	mapping *mapping
+	modes   []check
+	address check                       // the mode that counts for OPTIONS as well, or nil
+	headers []string                    // that count, so must not be there twice
+	reach   func(context.Context) error // where something is read from elsewhere
 }
 
-// Validate checks what can be checked without reading a file. Errors begin with the key they are about.
-func (s Source) Validate(name string) error {
-	at := "sources." + name
-	if s.Format != "" && s.Format != "cloudevents" {
-		return fmt.Errorf("%s.format is %q: write cloudevents", at, s.Format)
-	}
-	if len(s.Keys) == 0 {
-		return fmt.Errorf("%s.keys is empty: every source signs; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", at)
-	}
-	for i, k := range s.Keys {
-		if _, err := decodeSecret(k.Secret); k.ID == "" || (k.SecretFile == "" && err != nil) {
-			return keyError(at, i)
+// outside is what sources stand on.
+type outside struct {
+	proxies []netip.Prefix
+	now     func() time.Time
+	dial    pinned.Dial
+	roots   *x509.CertPool
+}
+
+// client asks hosts of one source, and no others.
+func (o *outside) client(hosts ...pinned.Host) *pinned.Client {
+	for i := range hosts {
+		if hosts[i].Roots == nil {
+			hosts[i].Roots = o.roots
 		}
 	}
-	if pattern, err := s.Mapping.compile(); err != nil || s.Mapping.Pattern == "" || pattern.SubexpIndex("user") < 0 {
-		return fmt.Errorf("%s.mapping.pattern must be a regular expression with a group (?P<user>…), such as keyherald/(?P<user>[^/]+)/backup-key", at)
+	return pinned.New(o.now, o.dial, hosts...)
+}
+
+var headerName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+
+// Files are the paths in the configuration, for whoever resolves them.
+func (s *Source) Files() []*string {
+	var files []*string
+	keys := func(keys []Key) {
+		for i := range keys {
+			files = append(files, &keys[i].SecretFile)
+		}
 	}
-	if !strings.Contains(s.Mapping.User, "{user}") {
-		return fmt.Errorf("%s.mapping.user is %q: write a Matrix user id with {user} in it, such as @{user}:example.org", at, s.Mapping.User)
+	keys(s.Keys)
+	if s.Header != nil {
+		keys(s.Header.Keys)
 	}
-	if s.Mapping.KMS == "" {
-		return fmt.Errorf("%s.mapping.kms is missing: write the KMS's name as the devices' account files have it", at)
+	if s.Basic != nil {
+		keys(s.Basic.Keys)
+	}
+	if s.JWT != nil {
+		files = append(files, &s.JWT.CAFile)
+	}
+	if s.MTLS != nil {
+		files = append(files, &s.MTLS.CAFile)
+	}
+	if s.SNS != nil {
+		files = append(files, &s.SNS.SigningCAFile)
+	}
+	return files
+}
+
+// compile validates and reads the secrets.
+func (s Source) compile(name string, o *outside) (*source, error) {
+	return s.build(name, o, os.ReadFile)
+}
+
+// build puts the source together, in the order in which a request passes its modes. Without read no file is read, and
+// what came of it is good for nothing but its error.
+func (s Source) build(name string, o *outside, read func(path string) ([]byte, error)) (*source, error) {
+	b := &builder{Source: s, at: "sources." + name, outside: o, read: read, source: &source{headers: []string{"Content-Type", "Content-Encoding"}}}
+	for _, step := range []func() error{b.formatAndMapping, b.sourceAddress, b.mtls, b.basic, b.header, b.jwt, b.signature, b.proven} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return b.source, nil
+}
+
+type builder struct {
+	Source
+	at      string
+	outside *outside
+	read    func(path string) ([]byte, error)
+	source  *source
+	proof   bool // a mode that says who sends is there
+}
+
+// mode adds an authentication mode, and the headers it reads.
+func (b *builder) mode(proof bool, mode check, headers ...string) {
+	b.source.modes = append(b.source.modes, mode)
+	b.source.headers = append(b.source.headers, canonical(headers...)...)
+	b.proof = b.proof || proof
+}
+
+func (b *builder) formatAndMapping() error {
+	m := b.Mapping
+	switch b.Format {
+	case "", "cloudevents":
+		b.source.format, m = cloudEvents{}, m.or("subject", "data.version")
+		b.source.headers = append(b.source.headers, "Ce-")
+	case "azure-eventgrid":
+		origin := b.WebhookOrigin
+		orDefault(&origin, eventGridOrigin)
+		b.source.format, m = eventGrid{origin}, m.or("data.ObjectName", "data.Version")
+		b.source.headers = append(b.source.headers, "Webhook-Request-Origin")
+	case "aws-sns", "aws-eventbridge":
+		b.source.format, m = eventBridge{}, m.or("detail.name", "detail.versionId")
+	case "gcp-pubsub":
+		b.source.format, m = pubSub{}, m.or("secretId", "version")
+	case "generic":
+		if err := b.generic(); err != nil {
+			return err
+		}
+		b.source.format = generic{m.ID}
+	default:
+		return fmt.Errorf("%s.format is %q: write cloudevents, azure-eventgrid, aws-sns, aws-eventbridge, gcp-pubsub or generic", b.at, b.Format)
+	}
+	for _, only := range []struct {
+		there       bool
+		key, format string
+	}{
+		{m.ID != "", "mapping.id", "generic"}, {b.Signature != nil, "signature", "generic"},
+		{b.SNS != nil, "sns", "aws-sns"}, {b.WebhookOrigin != "", "webhook_origin", "azure-eventgrid"},
+	} {
+		if only.there && b.Format != only.format {
+			return fmt.Errorf("%s.%s is for the format %s: remove it", b.at, only.key, only.format)
+		}
+	}
+	var err error
+	b.source.mapping, err = m.compile(b.at)
+	return err
+}
+
+func (b *builder) generic() error {
+	m := b.Mapping
+	if m.Attribute == "" {
+		return fmt.Errorf("%s.mapping.attribute is missing: write the field of the body that the pattern is matched against, such as secret.path", b.at)
+	}
+	if m.Version == "" {
+		return fmt.Errorf("%s.mapping.version is missing: write the field of the body that has the version, or none where the sender names none", b.at)
+	}
+	header, isHeader := strings.CutPrefix(m.ID, headerOf)
+	field, isField := strings.CutPrefix(m.ID, fieldOf)
+	if named := isField && field != "" || isHeader && headerName.MatchString(header); m.ID != idBody && m.ID != idArrival && !named {
+		return fmt.Errorf("%s.mapping.id is %q: write what names a notification for good: field:NAME of the body, header:NAME, body where no two "+
+			"notifications are the same bytes, or arrival where they may be", b.at, m.ID)
+	}
+	if webhooks := len(b.Keys) > 0 && strings.EqualFold(header, "webhook-id"); isHeader && b.Signature == nil && !webhooks {
+		return fmt.Errorf("%s.mapping.id is %q, which nobody signs: write field:NAME or body, or a signature with {id} in signed", b.at, m.ID)
+	}
+	if isHeader {
+		b.source.headers = append(b.source.headers, canonical(header)...)
 	}
 	return nil
 }
 
-func keyError(at string, i int) error {
-	return fmt.Errorf("%s.keys[%d]: an id, and a secret of the form whsec_<base64 of 24 bytes or more> are needed", at, i)
+// proven refuses a source that anybody could speak for.
+func (b *builder) proven() error {
+	if b.proof {
+		return nil
+	}
+	if b.Format == "" || b.Format == "cloudevents" || b.Format == "generic" {
+		return fmt.Errorf("%s.keys is empty: every source signs, or proves by jwt, mtls, header or basic who it is; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", b.at)
+	}
+	return fmt.Errorf("%s says not how its sender proves who it is: configure jwt, mtls, header or basic; a source_address alone is no proof", b.at)
 }
 
-func (m Mapping) compile() (*regexp.Regexp, error) { return regexp.Compile(`^(?:` + m.Pattern + `)$`) }
-
-// compile validates and reads the secrets.
-func (s Source) compile(name string) (*source, error) {
-	if err := s.Validate(name); err != nil {
-		return nil, err
+// snsVerifier is the format's own signature.
+func (b *builder) snsVerifier() (*sns.Verifier, error) {
+	if b.SNS == nil || len(b.SNS.Topics) == 0 {
+		return nil, fmt.Errorf("%s.sns.topics is missing: write the ARNs of the topics that may notify, such as arn:aws:sns:eu-central-1:123456789012:keyherald", b.at)
 	}
-	at := "sources." + name
-	compiled := &source{mapping: s.Mapping}
-	for i, k := range s.Keys {
-		secret := k.Secret
-		if k.SecretFile != "" {
-			raw, err := os.ReadFile(k.SecretFile)
-			if err != nil {
-				return nil, fmt.Errorf("%s.keys[%d].secret_file: %w", at, i, err)
-			}
-			secret = strings.TrimSpace(string(raw))
-		}
-		decoded, err := decodeSecret(secret)
+	config := sns.Config{SHA256: b.SNS.SignatureVersion == "2"}
+	if b.SNS.SignatureVersion != "" && !config.SHA256 {
+		return nil, fmt.Errorf("%s.sns.signature_version is %q: write \"2\" to refuse version 1, or remove it", b.at, b.SNS.SignatureVersion)
+	}
+	var hosts []pinned.Host
+	for i, arn := range b.SNS.Topics {
+		topic, err := sns.ParseTopic(arn)
 		if err != nil {
-			return nil, keyError(at, i)
+			return nil, fmt.Errorf("%s.sns.topics[%d]: %w", b.at, i, err)
 		}
-		compiled.keys = append(compiled.keys, key{k.ID, decoded, k.NotBefore, k.NotAfter})
+		config.Topics, hosts = append(config.Topics, topic), append(hosts, pinned.Host{Name: topic.Host})
 	}
 	var err error
-	compiled.pattern, err = s.Mapping.compile()
-	return compiled, err
-}
-
-// apply fills in what the notification is about. mapped is false for a path that is none of ours, which is normal for
-// a shared KMS; an error says what is wrong with one that is.
-func (s *source) apply(event *cloudevents.Event, n *Notification) (mapped bool, err error) {
-	var data map[string]json.RawMessage
-	_ = json.Unmarshal(event.Data(), &data)
-	subject := attribute(event, data, s.mapping.Attribute)
-	match := s.pattern.FindStringSubmatch(subject)
-	if match == nil {
-		return false, nil
+	if config.Issuers, err = b.pool("sns.signing_ca_file", b.SNS.SigningCAFile); err != nil {
+		return nil, err
 	}
-	group := func(name string) string {
-		if i := s.pattern.SubexpIndex(name); i >= 0 {
-			return match[i]
-		}
-		return ""
-	}
-	n.User = strings.ReplaceAll(s.mapping.User, "{user}", group("user"))
-	n.KMS, n.Secret = s.mapping.KMS, "m.megolm_backup.v1"
-	if n.Path = group("path"); n.Path == "" {
-		n.Path = subject
-		if s.mapping.Path != "" {
-			n.Path = strings.ReplaceAll(s.mapping.Path, "{user}", group("user"))
-		}
-	}
-	if n.Version = group("version"); n.Version == "" {
-		field := s.mapping.Version
-		if field == "" {
-			field = "data.version"
-		}
-		n.Version = attribute(event, data, field)
-	}
-	if _, _, err := id.UserID(n.User).ParseAndValidateStrict(); err != nil {
-		return true, fmt.Errorf("the mapping gives %q, which is no Matrix user id", n.User)
-	}
-	if n.Version == "" || len(n.Version) > 128 || len(n.Path) > 1024 {
-		return true, fmt.Errorf("the notification names no usable version of %s", n.Path)
-	}
-	return true, nil
-}
-
-func attribute(event *cloudevents.Event, data map[string]json.RawMessage, name string) string {
-	switch name {
-	case "", "subject":
-		return event.Subject()
-	case "source":
-		return event.Source()
-	}
-	raw := data[strings.TrimPrefix(name, "data.")]
-	var text string
-	if json.Unmarshal(raw, &text) == nil {
-		return text
-	}
-	var number json.Number
-	if json.Unmarshal(raw, &number) == nil {
-		return number.String()
-	}
-	return ""
+	return sns.NewVerifier(config, b.outside.client(hosts...).Get, b.outside.now), nil
 }

@@ -1,40 +1,40 @@
 // Package intake is what a key-management system calls: POST /notify/{source}. It authenticates a notification,
 // normalises it, and answers only after the Recorder made it durable. A notification is a hint: nothing in it is
 // fetched, and the key itself never comes this way.
+//
+// A source has a format, which turns a request into what it says, and the authentication modes that its configuration
+// names, all of which a request must pass.
 package intake
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2"
-	"github.com/cloudevents/sdk-go/v2/binding"
-	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/keyherald/keyherald/internal/pinned"
 	"github.com/keyherald/keyherald/internal/sabotage"
 )
 
-// MaxBody is the limit of a notification's body, in bytes.
-const MaxBody = 64 << 10
+// MaxBody is the limit of a notification's body, in bytes, and MaxHeader what a server should take of headers.
+const (
+	MaxBody   = 64 << 10
+	MaxHeader = 64 << 10
+)
 
-// maxID is the limit of a CloudEvent's id, in bytes: it is a key in the database.
+// maxID is the limit of a notification's id, in bytes: it is a key in the database.
 const maxID = 1024
 
-// Notification is an authentic, normalised notification. (Source, ID) names it for good: ID is the CloudEvent's id.
+// Notification is an authentic, normalised notification. (Source, ID) names it for good: ID is the sender's id of the
+// event. KeyID names what authenticated it. BodySHA256 is over what the event says.
 type Notification struct {
 	Source, ID, KeyID                string
 	BodySHA256                       [32]byte
@@ -61,11 +61,13 @@ type Receipt struct {
 var ErrBusy = errors.New("too many notifications are waiting")
 
 // Recorder makes things durable before it returns; an error means nothing was kept, and the sender is asked to come
-// again. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
+// again. Handshake is called before an authentic request for a subscription, or about one, is answered; kind is a fixed
+// word. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
 // the rest of them when the minute is over.
 type Recorder interface {
 	Accept(ctx context.Context, n Notification) (Receipt, error)
 	Unusable(ctx context.Context, n Notification, problem string) (Receipt, error)
+	Handshake(ctx context.Context, source, keyID, kind string) error
 	Refused(ctx context.Context, source, reason string, minute time.Time, count int) error
 }
 
@@ -75,26 +77,33 @@ type Deps struct {
 	Now      func() time.Time
 	Log      zerolog.Logger
 	Metrics  prometheus.Registerer
+	// BodyTime is how long a sender may take for its body; 0 means 10 seconds.
+	BodyTime time.Duration
+	// Dial and Roots are for tests: how the hosts that are asked for keys and certificates are reached, and who vouches
+	// for them. Nil are connections that avoid private addresses, and the system's roots.
+	Dial  pinned.Dial
+	Roots *x509.CertPool
 }
 
-// Handler answers POST /notify/:source.
+// Handler answers /notify/:source.
 type Handler struct {
 	sources  map[string]*source
 	deps     Deps
 	answers  *prometheus.CounterVec
+	reading  chan struct{}
 	inFlight chan struct{}
 
-	mu       sync.Mutex // guards refusals
-	refusals map[refusal]int
+	mu       sync.Mutex // guards what follows
+	refusals map[refusals]int
+	logged   map[string]time.Time // what was logged of a source, and when
 }
 
-type refusal struct {
-	source, reason string
-	minute         time.Time
-}
-
-// maxInFlight bounds what waits for the database; beyond it the answer is 503.
-const maxInFlight = 256
+const (
+	// maxReading bounds how many bodies are being read: so much memory strangers may take.
+	maxReading = 1024
+	// maxInFlight bounds what is verified and waits for the database; beyond it the answer is 503.
+	maxInFlight = 256
+)
 
 // New checks the configuration.
 func New(config Config, deps Deps) (*Handler, error) {
@@ -104,15 +113,23 @@ func New(config Config, deps Deps) (*Handler, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	h := &Handler{sources: map[string]*source{}, deps: deps, inFlight: make(chan struct{}, maxInFlight), refusals: map[refusal]int{},
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, or the HTTP status."}, []string{"source", "answer"})}
+	if deps.BodyTime == 0 {
+		deps.BodyTime = 10 * time.Second
+	}
+	h := &Handler{sources: map[string]*source{}, deps: deps, reading: make(chan struct{}, maxReading), inFlight: make(chan struct{}, maxInFlight), refusals: map[refusals]int{}, logged: map[string]time.Time{},
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, handshake, or the HTTP status."}, []string{"source", "answer"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.answers); err != nil {
 			return nil, fmt.Errorf("intake: %w", err)
 		}
 	}
+	proxies, err := prefixes("trusted_proxies", config.TrustedProxies)
+	if err != nil {
+		return nil, err
+	}
+	outside := &outside{proxies: proxies, now: deps.Now, dial: deps.Dial, roots: deps.Roots}
 	for name, sourceConfig := range config.Sources {
-		s, err := sourceConfig.compile(name)
+		s, err := sourceConfig.compile(name, outside)
 		if err != nil {
 			return nil, err
 		}
@@ -121,42 +138,24 @@ func New(config Config, deps Deps) (*Handler, error) {
 	return h, nil
 }
 
-// Register adds the route.
-func (h *Handler) Register(e *echo.Echo) { e.POST("/notify/:source", h.notify) }
-
-// Run writes the counts of refusals whose minute is over, until ctx ends, and then the rest.
-func (h *Handler) Run(ctx context.Context) {
-	ticker := time.NewTicker(15 * time.Second)
-	defer ticker.Stop()
-	for ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-ticker.C:
-			h.flushRefusals(ctx, h.deps.Now().Truncate(time.Minute))
-		}
-	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	h.flushRefusals(last, h.deps.Now().Add(time.Hour))
+// Register adds the routes.
+func (h *Handler) Register(e *echo.Echo) {
+	e.POST("/notify/:source", h.notify)
+	e.OPTIONS("/notify/:source", h.preflight)
 }
 
-func (h *Handler) flushRefusals(ctx context.Context, before time.Time) {
-	h.mu.Lock()
-	over := map[refusal]int{}
-	for key, count := range h.refusals {
-		if key.minute.Before(before) {
-			over[key] = count
-			delete(h.refusals, key)
+// Reach reads what sources need from elsewhere to verify anything, to find early that it cannot be done.
+func (h *Handler) Reach(ctx context.Context) error {
+	var all error
+	for name, s := range h.sources {
+		if s.reach == nil {
+			continue
+		}
+		if err := s.reach(ctx); err != nil {
+			all = errors.Join(all, fmt.Errorf("sources.%s.jwt.keys_url: %w", name, err))
 		}
 	}
-	h.mu.Unlock()
-	for key, count := range over {
-		if count > 1 {
-			if err := h.deps.Recorder.Refused(ctx, key.source, key.reason, key.minute, count-1); err != nil {
-				h.deps.Log.Error().Err(err).Msg("A count of refused notifications was lost")
-			}
-		}
-	}
+	return all
 }
 
 // notify answers as the design says: 202 only after the commit, and never a 4xx for a fault of ours.
@@ -166,188 +165,161 @@ func (h *Handler) notify(c echo.Context) error {
 	if !ok {
 		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
 	}
+	r, denied := h.read(c)
+	if denied != nil {
+		return h.deny(c, name, denied)
+	}
 	select {
 	case h.inFlight <- struct{}{}:
 		defer func() { <-h.inFlight }()
 	default:
 		return h.unavailable(c, name, ErrBusy)
 	}
-	body, err := io.ReadAll(io.LimitReader(c.Request().Body, MaxBody+1))
-	if err != nil {
-		return h.answer(c, name, http.StatusBadRequest, "body_unreadable", nil)
-	}
-	if len(body) > MaxBody {
-		return h.refuse(c, name, http.StatusRequestEntityTooLarge, "too_large")
-	}
-	keyID, reason := s.verify(c.Request().Header, body, h.deps.Now())
-	if reason != "" {
-		return h.refuse(c, name, http.StatusUnauthorized, reason)
-	}
-	event, status, problem := parse(c.Request(), body)
-	if problem != "" {
-		return h.answer(c, name, status, problem, nil)
-	}
-	notification := Notification{Source: name, ID: event.ID(), KeyID: keyID, BodySHA256: bodyHash(c.Request(), body)}
-	mapped, err := s.apply(event, &notification)
 	ctx := c.Request().Context()
+	keyID, denied := s.authenticate(ctx, r)
+	if denied != nil {
+		return h.deny(c, name, denied)
+	}
+	said, denied := s.format.read(ctx, r)
+	if denied != nil {
+		return h.deny(c, name, denied)
+	}
+	if said.handshake != nil {
+		return h.shake(c, name, keyID, said.handshake)
+	}
+	outcomes := make([]outcome, len(said.events))
+	for i, e := range said.events {
+		var err error
+		if outcomes[i], err = h.record(ctx, name, keyID, s, e); err != nil {
+			return h.unavailable(c, name, err)
+		}
+	}
+	if len(outcomes) == 1 {
+		o := outcomes[0]
+		return h.answer(c, name, o.status, o.word, &o.receipt)
+	}
+	return h.answerAll(c, name, outcomes)
+}
+
+// outcome is what became of one event: the status and the word that answer a request with this event alone.
+type outcome struct {
+	status  int
+	word    string
+	receipt Receipt
+}
+
+// record maps an event and makes it durable.
+func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e event) (outcome, error) {
+	notification := Notification{Source: name, ID: e.id, KeyID: keyID, BodySHA256: e.sum}
+	mapped, problem := s.mapping.apply(e, &notification)
 	switch {
 	case !mapped:
-		return h.answer(c, name, http.StatusAccepted, "unmapped", nil)
-	case err != nil:
-		receipt, recordErr := h.deps.Recorder.Unusable(ctx, notification, err.Error())
-		if recordErr != nil {
-			return h.unavailable(c, name, recordErr)
+		return outcome{http.StatusAccepted, "unmapped", Receipt{}}, nil
+	case problem != nil:
+		receipt, err := h.deps.Recorder.Unusable(ctx, notification, problem.Error())
+		if err == nil && receipt.Answer == Conflict {
+			return outcome{http.StatusConflict, "conflict", receipt}, nil
 		}
-		if receipt.Answer == Conflict {
-			return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
-		}
-		return h.answer(c, name, http.StatusUnprocessableEntity, err.Error(), nil)
+		return outcome{http.StatusUnprocessableEntity, problem.Error(), Receipt{}}, err
 	}
 	if sabotage.AckBeforeCommit {
 		go func() { _, _ = h.deps.Recorder.Accept(context.WithoutCancel(ctx), notification) }()
-		return h.answer(c, name, http.StatusAccepted, "accepted", nil)
+		return outcome{http.StatusAccepted, "accepted", Receipt{}}, nil
 	}
 	receipt, err := h.deps.Recorder.Accept(ctx, notification)
 	switch {
 	case err != nil:
-		return h.unavailable(c, name, err)
+		return outcome{}, err
 	case receipt.Answer == Conflict:
-		return h.answer(c, name, http.StatusConflict, "conflict", &receipt)
+		return outcome{http.StatusConflict, "conflict", receipt}, nil
 	case receipt.Answer == Duplicate:
-		return h.answer(c, name, http.StatusAccepted, "duplicate", &receipt)
+		return outcome{http.StatusAccepted, "duplicate", receipt}, nil
 	}
-	return h.answer(c, name, http.StatusAccepted, "accepted", &receipt)
+	return outcome{http.StatusAccepted, "accepted", receipt}, nil
 }
 
-// bodyHash covers the attributes as well where they travel in headers, since they are part of what was said.
-func bodyHash(req *http.Request, body []byte) [32]byte {
-	hash := sha256.New()
-	for _, name := range []string{"Ce-Type", "Ce-Source", "Ce-Subject"} {
-		if value := req.Header.Get(name); value != "" {
-			_, _ = fmt.Fprintf(hash, "%s:%q\n", name, value)
+// shake answers a handshake once it is audited, and did what it asks for.
+func (h *Handler) shake(c echo.Context, name, keyID string, asked *handshake) error {
+	ctx := c.Request().Context()
+	if err := h.deps.Recorder.Handshake(ctx, name, keyID, asked.kind); err != nil {
+		return h.unavailable(c, name, err)
+	}
+	h.deps.Log.Info().Str("source", name).Str("handshake", asked.kind).Msg("A sender's subscription is being answered")
+	if asked.effect != nil {
+		if err := asked.effect(ctx); err != nil {
+			return h.deny(c, name, later("subscription_not_confirmed", err))
 		}
 	}
-	hash.Write(body)
-	return [32]byte(hash.Sum(nil))
+	h.answers.WithLabelValues(name, "handshake").Inc()
+	return c.JSON(http.StatusOK, asked.body)
 }
 
-// parse reads one CloudEvent, structured or binary. The SDK takes duplicate JSON keys (the last wins) and does not
-// validate by itself, so both are done here.
-func parse(req *http.Request, body []byte) (event *cloudevents.Event, status int, problem string) {
-	mediaType, _, err := mime.ParseMediaType(req.Header.Get("Content-Type"))
-	structured := mediaType == cloudevents.ApplicationCloudEventsJSON
-	if err != nil || (!structured && (mediaType != "application/json" || req.Header.Get("Ce-Specversion") == "")) {
-		return nil, http.StatusUnsupportedMediaType, "send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json"
-	}
-	if err := strictJSON(body); err != nil {
-		return nil, http.StatusBadRequest, err.Error()
-	}
-	clone := req.Clone(req.Context())
-	clone.Body = io.NopCloser(bytes.NewReader(body))
-	event, err = binding.ToEvent(req.Context(), cehttp.NewMessageFromHttpRequest(clone))
-	if err != nil || event.Validate() != nil || event.SpecVersion() != "1.0" {
-		return nil, http.StatusBadRequest, "not a valid CloudEvent 1.0"
-	}
-	// What the database cannot keep would be answered 503 for ever, and it is not our fault.
-	if len(event.ID()) > maxID || !keepable(event.ID()) || !keepable(event.Subject()) || !keepable(event.Source()) {
-		return nil, http.StatusBadRequest, "an attribute of the CloudEvent is no UTF-8 text, or its id has more than 1024 bytes"
-	}
-	return event, 0, ""
-}
-
-func keepable(text string) bool { return utf8.ValidString(text) && !strings.ContainsRune(text, 0) }
-
-// strictJSON refuses duplicate keys, NUL characters, nesting over 32 levels and trailing data.
-func strictJSON(body []byte) error {
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	if err := walk(decoder, 0); err != nil {
-		return err
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("there is data after the JSON value")
-	}
-	return nil
-}
-
-func walk(decoder *json.Decoder, depth int) error {
-	if depth > 32 {
-		return errors.New("the JSON is nested too deep")
-	}
-	token, err := decoder.Token()
-	if err != nil {
-		return errors.New("the body is not JSON")
-	}
-	if text, ok := token.(string); ok && strings.ContainsRune(text, 0) {
-		return errors.New("a JSON string holds a NUL character")
-	}
-	delim, ok := token.(json.Delim)
+// preflight answers OPTIONS for the formats that begin with it.
+func (h *Handler) preflight(c echo.Context) error {
+	name := c.Param("source")
+	s, ok := h.sources[name]
 	if !ok {
-		return nil
+		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
 	}
-	seen := map[string]bool{}
-	for decoder.More() {
-		if delim == '{' {
-			key, err := decoder.Token()
-			name, ok := key.(string)
-			if err != nil || !ok {
-				return errors.New("the body is not JSON")
-			}
-			if strings.ContainsRune(name, 0) {
-				return errors.New("a JSON string holds a NUL character")
-			}
-			if seen[name] {
-				return errors.New("a JSON key is there twice")
-			}
-			seen[name] = true
-		}
-		if err := walk(decoder, depth+1); err != nil {
-			return err
+	asks, ok := s.format.(preflighter)
+	if !ok {
+		c.Response().Header().Set("Allow", http.MethodPost)
+		return h.answer(c, name, http.StatusMethodNotAllowed, "post_only", nil)
+	}
+	r := &request{header: c.Request().Header, remote: c.Request().RemoteAddr, now: h.deps.Now()}
+	if denied := r.once(s.headers); denied != nil {
+		return h.deny(c, name, denied)
+	}
+	if s.address != nil {
+		if _, denied := s.address(c.Request().Context(), r); denied != nil {
+			return h.deny(c, name, denied)
 		}
 	}
-	if _, err := decoder.Token(); err != nil {
-		return errors.New("the body is not JSON")
+	headers, denied := asks.preflight(r)
+	if denied != nil {
+		return h.deny(c, name, denied)
 	}
-	return nil
+	for header, value := range headers {
+		c.Response().Header().Set(header, value)
+	}
+	h.answers.WithLabelValues(name, "handshake").Inc()
+	return c.NoContent(http.StatusOK)
 }
 
-func (h *Handler) refuse(c echo.Context, source string, status int, reason string) error {
-	key := refusal{source, reason, h.deps.Now().Truncate(time.Minute)}
-	h.mu.Lock()
-	h.refusals[key]++
-	first := h.refusals[key] == 1
-	h.mu.Unlock()
-	if first {
-		if err := h.deps.Recorder.Refused(c.Request().Context(), source, reason, key.minute, 1); err != nil {
-			return h.unavailable(c, source, err)
+// answerAll answers a request with several events, all of which are recorded: what each of them came to is in the body.
+// A conflict is nothing that coming again could mend, and nothing else is to come again.
+func (h *Handler) answerAll(c echo.Context, source string, outcomes []outcome) error {
+	status, word := http.StatusAccepted, "accepted"
+	results := make([]map[string]string, len(outcomes))
+	for i, o := range outcomes {
+		results[i] = result(o.word, &o.receipt)
+		h.count(source, o.status, o.word)
+		if o.status == http.StatusConflict {
+			status, word = o.status, o.word
 		}
 	}
-	return h.answer(c, source, status, reason, nil)
-}
-
-func (h *Handler) unavailable(c echo.Context, source string, err error) error {
-	if errors.Is(err, ErrBusy) {
-		return h.busy(c, source, err.Error())
-	}
-	h.deps.Log.Error().Err(err).Str("source", source).Msg("A notification could not be kept; its sender was asked to come again")
-	return h.busy(c, source, "the notification could not be kept")
-}
-
-func (h *Handler) busy(c echo.Context, source, message string) error {
-	c.Response().Header().Set("Retry-After", "5")
-	return h.answer(c, source, http.StatusServiceUnavailable, message, nil)
+	return c.JSON(status, map[string]any{"result": word, "results": results})
 }
 
 func (h *Handler) answer(c echo.Context, source string, status int, word string, receipt *Receipt) error {
 	if source != "" {
-		label := fmt.Sprint(status)
-		if status == http.StatusAccepted {
-			label = word // accepted, duplicate or unmapped: a fixed few, while problems are free text
-		}
-		h.answers.WithLabelValues(source, label).Inc()
+		h.count(source, status, word)
 	}
+	return c.JSON(status, result(word, receipt))
+}
+
+func (h *Handler) count(source string, status int, word string) {
+	label := fmt.Sprint(status)
+	if status == http.StatusAccepted {
+		label = word // accepted, duplicate or unmapped: a fixed few, while problems are free text
+	}
+	h.answers.WithLabelValues(source, label).Inc()
+}
+
+func result(word string, receipt *Receipt) map[string]string {
 	body := map[string]string{"result": strings.TrimSpace(word)}
 	if receipt != nil && receipt.RotationID != "" {
 		body["rotation_id"] = receipt.RotationID
 	}
-	return c.JSON(status, body)
+	return body
 }

@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -16,13 +17,6 @@ import (
 // The specification's Go library takes one key and an empty secret, so these lines are our own.
 
 const skew = 5 * time.Minute
-
-type key struct {
-	id        string
-	secret    []byte
-	notBefore time.Time
-	notAfter  time.Time
-}
 
 func decodeSecret(secret string) ([]byte, error) {
 	encoded, ok := strings.CutPrefix(secret, "whsec_")
@@ -52,40 +46,50 @@ func mac(secret []byte, id, timestamp string, body []byte) []byte {
 	return h.Sum(nil)
 }
 
+// standardWebhooks is the authentication mode.
+type standardWebhooks struct{ keys []key }
+
+func (s standardWebhooks) check(_ context.Context, r *request) (string, *denial) {
+	keyID, reason := s.verify(r.header, r.body, r.now)
+	if reason != "" {
+		return "", refused(reason)
+	}
+	return keyID, nil
+}
+
 // verify returns the id of the key that signed, or why the notification is refused. Every key is tried on every
 // signature, so that the time taken does not tell which key is valid.
-func (s *source) verify(header http.Header, body []byte, now time.Time) (keyID, reason string) {
+func (s standardWebhooks) verify(header http.Header, body []byte, now time.Time) (keyID, reason string) {
 	id, timestamp := header.Get("Webhook-Id"), header.Get("Webhook-Timestamp")
 	signed := header.Get("Webhook-Signature")
 	if id == "" || timestamp == "" || signed == "" || len(signed) > 4096 {
-		return "", "not_signed"
+		return "", reasonNotSigned
 	}
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil {
-		return "", "not_signed"
+		return "", reasonNotSigned
 	}
+	var signatures [][]byte
 	for _, one := range strings.Fields(signed) {
 		encoded, ok := strings.CutPrefix(one, "v1,")
-		got, err := base64.StdEncoding.DecodeString(encoded)
-		if !ok || err != nil {
-			continue
+		if signature, err := base64.StdEncoding.DecodeString(encoded); ok && err == nil {
+			signatures = append(signatures, signature)
 		}
-		for _, k := range s.keys {
-			if hmac.Equal(got, mac(k.secret, id, timestamp, body)) && k.valid(now) {
+	}
+	for _, k := range s.keys {
+		want := mac(k.secret, id, timestamp, body)
+		for _, signature := range signatures {
+			if hmac.Equal(signature, want) && k.valid(now) {
 				keyID = k.id
 			}
 		}
 	}
 	if keyID == "" {
-		return "", "wrong_signature"
+		return "", reasonSignature
 	}
 	// Only an authentic timestamp says anything.
 	if at := time.Unix(seconds, 0); at.Before(now.Add(-skew)) || at.After(now.Add(skew)) {
-		return "", "stale"
+		return "", reasonStale
 	}
 	return keyID, ""
-}
-
-func (k key) valid(now time.Time) bool {
-	return (k.notBefore.IsZero() || !now.Before(k.notBefore)) && (k.notAfter.IsZero() || now.Before(k.notAfter))
 }

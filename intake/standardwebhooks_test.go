@@ -26,16 +26,17 @@ func headers(id, timestamp, signature string) http.Header {
 	return h
 }
 
-func exampleSource(t testing.TB, notAfter time.Time) *source {
+func exampleKeys(t testing.TB, notAfter time.Time) standardWebhooks {
 	t.Helper()
-	compiled, err := Source{Keys: []Key{
+	b := &builder{at: "sources.test", Source: Source{Keys: []Key{
 		{ID: "next", Secret: "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))},
 		{ID: "example", Secret: exampleSecret, NotAfter: notAfter},
-	}, Mapping: Mapping{Pattern: "(?P<user>.*)", User: "@{user}:x", KMS: "x"}}.compile("test")
+	}}}
+	keys, err := b.webhookKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return compiled
+	return standardWebhooks{keys}
 }
 
 func TestSignatures(t *testing.T) {
@@ -63,14 +64,14 @@ func TestSignatures(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			key, reason := exampleSource(t, time.Time{}).verify(test.header, []byte(test.body), test.now)
+			key, reason := exampleKeys(t, time.Time{}).verify(test.header, []byte(test.body), test.now)
 			if key != test.key || reason != test.reason {
 				t.Errorf("got %q and %q, want %q and %q", key, reason, test.key, test.reason)
 			}
 		})
 	}
 	t.Run("a key whose time is over signs no more", func(t *testing.T) {
-		if key, reason := exampleSource(t, exampleTime).verify(headers(exampleID, stamp, exampleSignature), []byte(exampleBody), exampleTime); key != "" || reason != "wrong_signature" {
+		if key, reason := exampleKeys(t, exampleTime).verify(headers(exampleID, stamp, exampleSignature), []byte(exampleBody), exampleTime); key != "" || reason != "wrong_signature" {
 			t.Errorf("got %q and %q", key, reason)
 		}
 	})
@@ -86,7 +87,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add(exampleID, "1614265330", exampleSignature, exampleBody)
 	f.Add(exampleID, "1614265330", "v1,"+exampleSignature, exampleBody)
 	f.Add("", "-1", "v1, v1,=", "")
-	s := exampleSource(f, time.Time{})
+	s := exampleKeys(f, time.Time{})
 	f.Fuzz(func(t *testing.T, id, timestamp, signature, body string) {
 		key, _ := s.verify(headers(id, timestamp, signature), []byte(body), exampleTime)
 		if key == "example" && (id != exampleID || timestamp != "1614265330" || body != exampleBody) {

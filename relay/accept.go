@@ -26,6 +26,14 @@ func (e *Engine) Unusable(ctx context.Context, n intake.Notification, problem st
 	return e.recordOne(ctx, arrival{Notification: n, problem: problem})
 }
 
+// Handshake audits that a sender's request about its subscription was authentic and is being answered.
+func (e *Engine) Handshake(ctx context.Context, source, keyID, kind string) error {
+	return e.db.Txn(ctx, func(ctx context.Context) error {
+		return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: "source:" + source, Action: audit.HandshakeAccepted, Subject: source, Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.Word("kind", kind), audit.ID("key", keyID)}})
+	})
+}
+
 // Refused audits refusals of the unauthenticated, which come in counts, so that they cannot flood the log.
 func (e *Engine) Refused(ctx context.Context, source, reason string, minute time.Time, count int) error {
 	return e.db.Txn(ctx, func(ctx context.Context) error {

@@ -57,6 +57,11 @@ func (a *Arrivals) Unusable(ctx context.Context, n intake.Notification, problem 
 	return a.wait(ctx, arrival{Notification: n, problem: problem})
 }
 
+// Handshake is Engine.Handshake.
+func (a *Arrivals) Handshake(ctx context.Context, source, keyID, kind string) error {
+	return a.engine.Handshake(ctx, source, keyID, kind)
+}
+
 // Refused is Engine.Refused.
 func (a *Arrivals) Refused(ctx context.Context, source, reason string, minute time.Time, count int) error {
 	return a.engine.Refused(ctx, source, reason, minute, count)

@@ -91,12 +91,15 @@ func (p *preflight) all(ctx context.Context) {
 		return "32 bytes or more", err
 	}, "head -c 32 /dev/urandom | base64 makes one; a bot that has run needs the one it had")
 	p.look("sources", func() (string, error) {
-		_, err := intake.New(intake.Config{Sources: c.Sources}, intake.Deps{Recorder: nobody{}, Log: zerolog.Nop()})
+		handler, err := intake.New(c.intake(), intake.Deps{Recorder: nobody{}, Log: zerolog.Nop()})
 		if err == nil && len(c.Sources) == 0 {
 			err = errors.New("none is configured, so nothing can notify")
 		}
-		return strings.Join(slices.Sorted(maps.Keys(c.Sources)), ", ") + ", with their signing keys", err
-	}, "config.example.yaml shows a source")
+		if err == nil {
+			err = handler.Reach(ctx)
+		}
+		return strings.Join(slices.Sorted(maps.Keys(c.Sources)), ", ") + ", with their secrets, and the keys of their issuers", err
+	}, "docs/intake.md shows a source of each format")
 	p.database(ctx)
 	p.homeserver(ctx, registration, identity)
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {

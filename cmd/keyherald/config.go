@@ -37,6 +37,10 @@ type config struct {
 	Database     databaseConfig           `yaml:"database"`
 	Audit        auditConfig              `yaml:"audit"`
 	Sources      map[string]intake.Source `yaml:"sources"`
+	// TrustedProxies are those of our own before this server, whose X-Forwarded-For counts.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// TLS, where it is there, is spoken by the server itself.
+	TLS tlsConfig `yaml:"tls"`
 	// KMS are the systems whose metadata the server may read, by the names the mappings give them.
 	KMS map[string]kmsConfig `yaml:"kms"`
 	// AckTimeout is how long a device may take to accept a trigger before another device of the user is tried.
@@ -44,6 +48,11 @@ type config struct {
 	Storm      stormConfig   `yaml:"storm"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
+}
+
+type tlsConfig struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
 }
 
 // stormConfig is beyond how many users whose keys change within an hour rotations are held until released.
@@ -124,10 +133,9 @@ func (c *config) resolve(file *strictyaml.File) {
 	file.Resolve(&c.Registration, &c.Bot.IdentityFile, &c.Bot.SelfSigningFile, &c.Bot.PickleKeyFile, &c.Database.URLFile, &c.Database.OwnerURLFile, &c.Database.SignerURLFile,
 		&c.Database.AuditorURLFile)
 	file.Resolve(c.Audit.paths()...)
+	file.Resolve(&c.TLS.CertFile, &c.TLS.KeyFile)
 	for _, source := range c.Sources {
-		for i := range source.Keys {
-			file.Resolve(&source.Keys[i].SecretFile)
-		}
+		file.Resolve(source.Files()...)
 	}
 	for name, k := range c.KMS {
 		file.Resolve(k.Files()...)
@@ -165,9 +173,15 @@ func (c config) validate() error {
 	if err := c.Audit.validate(c.Development, c.Database.SignerURLFile); err != nil {
 		return err
 	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		return errors.New("tls needs both cert_file and key_file, or neither where a proxy before this server speaks TLS")
+	}
+	if err := c.intake().Validate(); err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
-		if err := c.Sources[name].Validate(name); err != nil {
-			return err
+		if m := c.Sources[name].MTLS; m != nil && m.ForwardedHeader == "" && c.TLS.CertFile == "" {
+			return fmt.Errorf("sources.%s.mtls needs TLS: write tls.cert_file and tls.key_file, or forwarded_header where a proxy before this server speaks TLS", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
@@ -176,6 +190,10 @@ func (c config) validate() error {
 		}
 	}
 	return nil
+}
+
+func (c config) intake() intake.Config {
+	return intake.Config{Sources: c.Sources, TrustedProxies: c.TrustedProxies}
 }
 
 func (c config) identity() (appservice.Identity, error) {

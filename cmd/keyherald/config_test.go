@@ -53,6 +53,9 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
 		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
 		{"a key of another type", "    type: setec\n", "    type: setec\n    mount: secret\n", "kms.corporate.mount does not go with type setec"},
+		{"a secret of TLS without its certificate", "#tls: {cert_file: server.pem, key_file: server.key}", "tls: {key_file: server.key}", "tls needs both"},
+		{"a proxy that is none", "#trusted_proxies: [127.0.0.1]", "trusted_proxies: [proxy]", "line LINE: trusted_proxies[0]"},
+		{"a client certificate where nobody speaks TLS", "    format: cloudevents\n", "    format: cloudevents\n    mtls: {ca_file: ca.pem, names: [kms.example.org]}\n", "sources.corporate-kms.mtls needs TLS"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
 		{"a place that is everybody's", "path: keyherald/{user}/backup-key", "path: keyherald/key", "kms.corporate.reconcile.path"},
@@ -77,15 +80,15 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 	}
 }
 
-// What the example shows commented out is as right as the rest of it.
+// What the example shows commented out is as right as the rest of it: a key follows its # at once, or indented by twos,
+// and prose after one space.
 func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
 	example, err := os.ReadFile("../../config.example.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "config.yaml")
-	text := regexp.MustCompile(`(?m)^( *)#( *[a-z_]+:)`).ReplaceAllString(string(example), "$1$2")
-	text = regexp.MustCompile(`(?m)^ +# +(cert|jwt|kubernetes|userpass|token): .*$`).ReplaceAllString(text, "")
+	text := regexp.MustCompile(`(?m)^( *)#((?:  )*[a-z_]+:)`).ReplaceAllString(string(example), "$1$2")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -93,8 +96,19 @@ func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != filepath.Join(filepath.Dir(path), "vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile == "" {
-		t.Errorf("the example reads as %+v", c.KMS)
+	resolved := func(name string) string { return filepath.Join(filepath.Dir(path), name) }
+	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != resolved("vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile != resolved("setec-ca.pem") {
+		t.Errorf("the KMS read as %+v", c.KMS)
+	}
+	formats := map[string]bool{}
+	for _, source := range c.Sources {
+		formats[source.Format] = true
+	}
+	if len(formats) != 6 || c.Sources["siem"].Keys[0].SecretFile != resolved("siem.secret") {
+		t.Errorf("the sources have the formats %v, and read as %+v", formats, c.Sources)
+	}
+	if c.TLS.KeyFile != resolved("server.key") || len(c.TrustedProxies) != 1 || c.Database.AuditorURLFile != resolved("database-auditor.url") {
+		t.Errorf("the example reads as %+v", c)
 	}
 	for _, test := range []struct{ name, old, new, want string }{
 		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -108,7 +109,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	arrivals := relay.NewArrivals(engine, 0)
-	notifications, err := intake.New(intake.Config{Sources: c.Sources}, intake.Deps{Recorder: arrivals, Log: log, Metrics: metrics})
+	notifications, err := intake.New(c.intake(), intake.Deps{Recorder: arrivals, Log: log, Metrics: metrics})
 	if err != nil {
 		return err
 	}
@@ -142,16 +143,16 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	defer closeSealer()
 	metrics.MustRegister(gauges{db, bot, arrivals, sealer})
 	web := newWeb(registration, notifications, bot, sealer, db, metrics)
-	listener, err := net.Listen("tcp", c.Listen)
+	listener, err := listen(c)
 	if err != nil {
-		return fmt.Errorf("listening: %w", err)
+		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := jobs.Start(ctx); err != nil {
 		return fmt.Errorf("starting the background jobs: %w", err)
 	}
-	server := &http.Server{Handler: web, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute}
+	server := &http.Server{Handler: web, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, MaxHeaderBytes: intake.MaxHeader}
 	// Arrivals go on until the web server has answered everybody.
 	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
 	var parts sync.WaitGroup
@@ -207,6 +208,23 @@ func newSealer(ctx context.Context, c config, log zerolog.Logger) (*signer.Signe
 	}
 	sealer, db, err := c.openSigner(ctx, log)
 	return sealer, func() { _ = db.Close() }, err
+}
+
+// listen speaks TLS where the configuration says so. Client certificates are asked for, and looked at by the sources
+// that demand one, each with authorities of its own.
+func listen(c config) (net.Listener, error) {
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	if c.TLS.CertFile == "" {
+		return listener, nil
+	}
+	certificate, err := tls.LoadX509KeyPair(c.TLS.CertFile, c.TLS.KeyFile)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("tls.cert_file and tls.key_file: %w", err), listener.Close())
+	}
+	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}, ClientAuth: tls.RequestClientCert}), nil
 }
 
 func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, sealer *signer.Signer, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {

@@ -1,0 +1,150 @@
+package intake
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Mapping turns an event into user, path and version. Pattern is matched against Attribute, whole, with the named groups
+// user, and optionally path and version. Version may come from a field of the event instead, or be none where the sender
+// names none. User and Path are templates with {user}. An event whose fields are not all as Where says is none of ours.
+//
+// Attribute, Version and Where name fields as the format has them; docs/intake.md lists them. ID is for the format
+// generic alone: what names an event for good.
+type Mapping struct {
+	Attribute string            `yaml:"attribute"`
+	Pattern   string            `yaml:"pattern"`
+	Where     map[string]string `yaml:"where"`
+	User      string            `yaml:"user"`
+	KMS       string            `yaml:"kms"`
+	Path      string            `yaml:"path"`
+	Version   string            `yaml:"version"`
+	ID        string            `yaml:"id"`
+}
+
+// noVersion is what Mapping.Version says of a sender that names no version.
+const noVersion = "none"
+
+// The limits of what an event may say, in bytes.
+const (
+	maxVersion = 128
+	maxPath    = 1024
+	maxUser    = 255
+)
+
+type mapping struct {
+	Mapping
+	pattern *regexp.Regexp
+}
+
+// compile checks the mapping. Errors begin with the key they are about.
+func (m Mapping) compile(at string) (*mapping, error) {
+	pattern, err := regexp.Compile(`^(?:` + m.Pattern + `)$`)
+	if err != nil || m.Pattern == "" || pattern.SubexpIndex("user") < 0 {
+		return nil, fmt.Errorf("%s.mapping.pattern must be a regular expression with a group (?P<user>…), such as keyherald/(?P<user>[^/]+)/backup-key", at)
+	}
+	if !strings.Contains(m.User, "{user}") {
+		return nil, fmt.Errorf("%s.mapping.user is %q: write a Matrix user id with {user} in it, such as @{user}:example.org", at, m.User)
+	}
+	if m.KMS == "" {
+		return nil, fmt.Errorf("%s.mapping.kms is missing: write the KMS's name as the devices' account files have it", at)
+	}
+	return &mapping{m, pattern}, nil
+}
+
+// or fills in what a format's events have where the configuration says nothing.
+func (m Mapping) or(attribute, version string) Mapping {
+	if m.Attribute == "" {
+		m.Attribute = attribute
+	}
+	if m.Version == "" {
+		m.Version = version
+	}
+	return m
+}
+
+// apply fills in what the notification is about. mapped is false for an event that is none of ours, which is normal for
+// a shared KMS; an error says what is wrong with one that is.
+func (m *mapping) apply(e event, n *Notification) (mapped bool, err error) {
+	if e.irrelevant {
+		return false, nil
+	}
+	for name, want := range m.Where {
+		if e.field(name) != want {
+			return false, nil
+		}
+	}
+	subject := e.field(m.Attribute)
+	match := m.pattern.FindStringSubmatch(subject)
+	if match == nil {
+		return false, nil
+	}
+	group := func(name string) string {
+		if i := m.pattern.SubexpIndex(name); i >= 0 {
+			return match[i]
+		}
+		return ""
+	}
+	n.User = strings.ReplaceAll(m.User, "{user}", group("user"))
+	n.KMS, n.Secret = m.KMS, "m.megolm_backup.v1"
+	if n.Path = group("path"); n.Path == "" {
+		n.Path = subject
+		if m.Path != "" {
+			n.Path = strings.ReplaceAll(m.Path, "{user}", group("user"))
+		}
+	}
+	if n.Version = group("version"); n.Version == "" {
+		n.Version = m.version(e, n)
+	}
+	if problem := n.problem(group("user")); problem != "" {
+		n.User, n.Path, n.Version = clip(n.User, maxUser), clip(n.Path, maxPath), clip(n.Version, maxVersion)
+		return true, errors.New(problem)
+	}
+	return true, nil
+}
+
+// problem says what is wrong with what the mapping made of an event, for its sender and the log.
+func (n *Notification) problem(user string) string {
+	// A name with a colon would move the user to another server.
+	if _, _, err := id.UserID(n.User).ParseAndValidateStrict(); err != nil || strings.Contains(user, ":") {
+		return fmt.Sprintf("the mapping gives %q, which is no Matrix user id", clip(n.User, maxUser))
+	}
+	if steps := "/" + n.Path + "/"; !printable(n.Path) || len(n.Path) > maxPath || strings.Contains(steps, "/../") || strings.Contains(steps, "/./") {
+		return fmt.Sprintf("the mapping gives the path %q, which is none of a secret", clip(n.Path, maxPath))
+	}
+	if n.Version == "" || len(n.Version) > maxVersion || !printable(n.Version) {
+		return fmt.Sprintf("the notification names no usable version of %s", n.Path)
+	}
+	return ""
+}
+
+// clip shortens what is kept of an unusable notification.
+func clip(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "")
+}
+
+// version is the event's own, or one that is made of its id where the sender names none. That one is not decimal, so it
+// has no order, and a device takes what the KMS says is current.
+func (m *mapping) version(e event, n *Notification) string {
+	if m.Version != noVersion {
+		return e.field(m.Version)
+	}
+	sum := sha256.Sum256([]byte(n.ID))
+	return "unversioned-" + hex.EncodeToString(sum[:16])
+}
+
+// printable reports whether a text shows all that it is: no control or formatting characters, no spaces but the plain
+// one, and nothing that stands for bytes which are no UTF-8.
+func printable(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar })
+}
