@@ -63,7 +63,7 @@ type Result struct {
 // Book is what the log and the database know, by user and path.
 type Book struct {
 	places map[userPath]*entry
-	// Redacted are the notifications whose detail is gone: which path and version they were about is not known.
+	// Redacted are the opening events whose detail is gone: which path and version they were about is not known.
 	Redacted int
 }
 
@@ -85,10 +85,17 @@ func (b *Book) entry(user, path string) *entry {
 	return b.places[key]
 }
 
-// Read makes the book. Events are those of accepted notifications; others do no harm.
+// Opening are the events that a rotation begins with.
+func Opening() []audit.Action {
+	return []audit.Action{audit.NotificationAccepted, audit.ChangeFound, audit.RotationAsked}
+}
+
+// Read makes the book. Events are those that Opening names; others do no harm. A row whose version is not known yet has
+// none.
 func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 	b := &Book{places: map[userPath]*entry{}}
-	redacted := map[string]bool{}
+	// Of these rotations the log has the event that opened them, and the row says of which version.
+	opened := map[string]bool{}
 	for record, err := range events {
 		if err != nil {
 			return nil, err
@@ -97,13 +104,18 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 		if err != nil {
 			return nil, fmt.Errorf("event %s is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, err)
 		}
-		if fields.Action != audit.NotificationAccepted {
+		if !slices.Contains(Opening(), fields.Action) {
 			continue
 		}
 		var d struct{ Path, Version string }
 		if record.Detail == nil {
 			b.Redacted++
-			redacted[fields.Rotation] = true
+			opened[fields.Rotation] = true
+			continue
+		}
+		if fields.Action == audit.RotationAsked {
+			// The device makes the key, so the event cannot name its version.
+			opened[fields.Rotation] = true
 			continue
 		}
 		if err := json.Unmarshal(record.Detail, &d); err != nil {
@@ -115,9 +127,11 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 	for _, row := range rows {
 		e := b.entry(row.User, row.Path)
 		e.kms[row.KMS], e.rows[row.Rotation] = true, row.Version
-		if redacted[row.Rotation] {
-			// That there was an event is known, and the row says of which version.
-			e.versions[row.Version], e.rotations[row.Rotation] = true, row.Version
+		if opened[row.Rotation] {
+			e.rotations[row.Rotation] = row.Version
+			if row.Version != "" {
+				e.versions[row.Version] = true
+			}
 		}
 	}
 	return b, nil

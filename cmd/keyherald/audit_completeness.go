@@ -75,8 +75,15 @@ func (t *auditTools) book(ctx context.Context) (*completeness.Book, error) {
 		rows := make([]completeness.Row, len(rotations))
 		for i, r := range rotations {
 			rows[i] = completeness.Row{Place: completeness.Place{User: string(r.UserID), KMS: r.KMS.Name, Path: r.KMS.Path}, Rotation: r.ID.String(), Version: r.KMS.Version}
+			if r.Pending() {
+				rows[i].Version = ""
+			}
 		}
-		book, err = completeness.Read(t.write.Events(in, postgres.EventFilter{Actions: []string{string(audit.NotificationAccepted)}}), rows)
+		var opening []string
+		for _, action := range completeness.Opening() {
+			opening = append(opening, string(action))
+		}
+		book, err = completeness.Read(t.write.Events(in, postgres.EventFilter{Actions: opening}), rows)
 		return err
 	})
 	return book, err

@@ -51,6 +51,13 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			}
 			return nil
 		}},
+		{"the KMS and the audit log know of the same versions (keyherald audit completeness)", func() error {
+			out, err := w.Keyherald(ctx, "audit", "completeness")
+			if err != nil {
+				return fmt.Errorf("%w\n%s", err, out)
+			}
+			return nil
+		}},
 		{"no key is in the database", func() error {
 			dump, err := w.Postgres.Dump(ctx, w.Database.Name)
 			if err == nil && !bytes.Contains(dump, []byte(w.alice)) {

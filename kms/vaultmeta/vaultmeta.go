@@ -14,9 +14,14 @@ import (
 // Config names the server and how to log in. Field is not used here.
 type Config = vault.Config
 
-// Client implements kms.Metadata. It needs the capability "read" on <mount>/metadata/<path>, and must not have it on
+// Client implements kms.Metadata and kms.Lister. It needs the capability "read" on <mount>/metadata/<path>, and must not have it on
 // <mount>/data/<path>.
 type Client struct{ session *vault.Session }
+
+var (
+	_ kms.Metadata = (*Client)(nil)
+	_ kms.Lister   = (*Client)(nil)
+)
 
 // New checks the configuration; nothing is sent yet.
 func New(config Config) (*Client, error) {
@@ -38,6 +43,15 @@ func (c *Client) Current(ctx context.Context, path string) (kms.Description, err
 		return kms.Description{}, fmt.Errorf("reading the Vault metadata of %s: %w", path, err)
 	}
 	return kms.Description{Path: path, Version: current, PublicKey: metadata.PublicKey(current)}, nil
+}
+
+// Versions implements kms.Lister: those that are neither deleted nor destroyed.
+func (c *Client) Versions(ctx context.Context, path string) ([]string, error) {
+	metadata, err := c.session.ReadMetadata(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return metadata.Versions(), nil
 }
 
 // CanReadSecret asks Vault what the token may do with the data, and does not try it.

@@ -61,11 +61,7 @@ func (c *Client) Versions(ctx context.Context, path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	versions := make([]string, len(metadata.Readable))
-	for i, number := range metadata.Readable {
-		versions[i] = strconv.FormatUint(number, 10)
-	}
-	return versions, nil
+	return metadata.Versions(), nil
 }
 
 // Fetch implements secret.Reader.

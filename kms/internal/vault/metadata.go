@@ -30,6 +30,15 @@ func (m Metadata) Current() (string, error) {
 	return strconv.FormatUint(m.Newest, 10), nil
 }
 
+// Versions are the names of those that can be read, oldest first.
+func (m Metadata) Versions() []string {
+	versions := make([]string, len(m.Readable))
+	for i, number := range m.Readable {
+		versions[i] = strconv.FormatUint(number, 10)
+	}
+	return versions
+}
+
 // PublicKey is what the custom metadata names for a version, without padding; empty for nothing.
 func (m Metadata) PublicKey(version string) string {
 	return strings.TrimRight(m.Custom[PublicKeyPrefix+version], "=")
