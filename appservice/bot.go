@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/todevice"
@@ -33,7 +34,9 @@ type BotConfig struct {
 	Login     Login
 	Identity  Identity
 	PickleKey []byte
+	// Holder names this process among the replicas; Host is the machine it runs on, for the audit log.
 	Holder    string
+	Host      audit.HostName
 	DB        *postgres.DB
 	NewWorker func(*todevice.Endpoint) Worker
 	Log       zerolog.Logger
@@ -54,6 +57,8 @@ type Bot struct {
 	mu    sync.Mutex // guards what follows
 	ready bool
 	mark  mark
+	// told is what stands in the audit log of why this replica does not lead, so that it stands there once.
+	told error
 }
 
 // NewBot makes a Bot; Run does everything.
@@ -90,7 +95,7 @@ func (b *Bot) Run(ctx context.Context) error {
 	ticker := time.NewTicker(leaseRenew)
 	defer ticker.Stop()
 	for {
-		epoch, err := b.config.DB.TakeLease(ctx, b.config.Holder, leaseLife)
+		epoch, err := b.takeLease(ctx)
 		if err == nil && epoch > 0 {
 			if err = b.lead(ctx, epoch); errors.Is(err, ErrForeignIdentity) {
 				return err
@@ -99,9 +104,10 @@ func (b *Bot) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
-			return b.config.DB.ReleaseLease(release, b.config.Holder)
+			return b.releaseLease(release)
 		}
 		if err != nil {
+			err = errors.Join(err, b.tellStopped(ctx, err))
 			b.config.Log.Error().Err(err).Msg("The bot stopped and will start again")
 		}
 		select {
@@ -124,6 +130,9 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	if err != nil {
 		return err
 	}
+	if err := b.tellLogin(ctx, client.DeviceID); err != nil {
+		return err
+	}
 	if err := b.checkMark(ctx, client); err != nil {
 		return err
 	}
@@ -138,7 +147,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	if err := endpoint.PublishKeys(ctx); err != nil {
 		return err
 	}
-	if err := b.config.Identity.establish(ctx, client, endpoint); err != nil {
+	if err := b.establish(ctx, client, endpoint); err != nil {
 		return err
 	}
 	if err := b.logOutRetired(ctx, client); err != nil {
@@ -146,6 +155,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	}
 	worker := b.config.NewWorker(endpoint)
 	b.setReady(true)
+	b.mended()
 	b.config.Log.Info().Int64("epoch", epoch).Stringer("device", client.DeviceID).Msg("This replica holds the bot")
 	loops.Go(func() { b.receive(ctx, endpoint, cancel) })
 	loops.Go(func() { b.process(ctx, endpoint, worker) })
@@ -166,7 +176,7 @@ func (b *Bot) renew(ctx context.Context, epoch int64, cancel context.CancelCause
 			return
 		case <-ticker.C:
 		}
-		current, err := b.config.DB.TakeLease(ctx, b.config.Holder, leaseLife)
+		current, err := b.takeLease(ctx)
 		if err == nil && current == epoch && b.Leading() {
 			err = b.has(ctx, b.lastMark().Event)
 		}
@@ -212,7 +222,7 @@ func (b *Bot) loginAs(ctx context.Context, device id.DeviceID) (*mautrix.Client,
 	if unsupported(err) {
 		return nil, fmt.Errorf("%w: %w", errNoAppserviceLogin, err)
 	} else if err != nil {
-		return nil, fmt.Errorf("logging the bot in: %w", err)
+		return nil, loginRefused(fmt.Errorf("logging the bot in: %w", err))
 	}
 	client.UserID, client.DeviceID, client.AccessToken = user, answer.DeviceID, answer.AccessToken
 	return client, nil

@@ -3,7 +3,6 @@
 package appservice
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -12,12 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/olm"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/crosssigning"
-	"github.com/keyherald/keyherald/todevice"
 )
 
 // Identity is the bot's cross-signing identity as `serve` needs it: the signed public keys and the self-signing seed.
@@ -124,49 +121,3 @@ func LoadIdentity(identityPath, selfSigningPath string) (Identity, error) {
 
 // ErrForeignIdentity means that the homeserver has another identity for the bot than the files. It is never replaced.
 var ErrForeignIdentity = errors.New("the homeserver has another cross-signing identity for the bot than its identity file")
-
-// establish uploads the identity where the homeserver has none, refuses another one, and cross-signs the bot's device.
-func (i Identity) establish(ctx context.Context, client *mautrix.Client, endpoint *todevice.Endpoint) error {
-	identities, err := endpoint.Identities(ctx, i.UserID)
-	if err != nil {
-		return err
-	}
-	present := identities[i.UserID]
-	switch present.MasterKey {
-	case i.MasterKey():
-	case "":
-		err := client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{
-			Master: i.Public.Master, SelfSigning: i.Public.SelfSigning, UserSigning: i.Public.UserSigning,
-		}, nil)
-		if err != nil {
-			return fmt.Errorf("uploading the bot's cross-signing identity: %w", err)
-		}
-	default:
-		return ErrForeignIdentity
-	}
-	identity, err := endpoint.RefreshOwnKeys(ctx)
-	if err != nil {
-		return err
-	}
-	if identity.Devices[client.DeviceID].CrossSigned {
-		return nil
-	}
-	upload, err := crosssigning.SignDevice(i.selfSigning, identity.Keys[client.DeviceID])
-	if err != nil {
-		return err
-	}
-	answer, err := client.UploadSignatures(ctx, &upload)
-	if err != nil {
-		return fmt.Errorf("uploading the signature of the bot's device: %w", err)
-	}
-	if len(answer.Failures) > 0 {
-		return errors.New("the homeserver refused the signature of the bot's device")
-	}
-	if identity, err = endpoint.RefreshOwnKeys(ctx); err != nil {
-		return err
-	}
-	if !identity.PinnedTo(i.MasterKey()) || !identity.Devices[client.DeviceID].CrossSigned {
-		return errors.New("the homeserver does not present the bot's device as cross-signed")
-	}
-	return nil
-}

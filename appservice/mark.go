@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/postgres"
 )
@@ -106,7 +107,13 @@ func (b *Bot) logOutRetired(ctx context.Context, current *mautrix.Client) error 
 		if err := b.logOut(ctx, current, device); err != nil {
 			return fmt.Errorf("logging the bot's retired device %s out: %w", device, err)
 		}
-		if err := b.config.DB.RetiredBotLoggedOut(ctx, device); err != nil {
+		err = b.config.DB.Txn(ctx, func(ctx context.Context) error {
+			if err := b.config.DB.RetiredBotLoggedOut(ctx, device); err != nil {
+				return err
+			}
+			return b.tell(ctx, audit.BotDeviceLoggedOut, audit.ID("device", device))
+		})
+		if err != nil {
 			return err
 		}
 	}

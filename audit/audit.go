@@ -1,10 +1,14 @@
-// Package audit is the vocabulary of the audit log: what an event is, its canonical bytes, and the commitment to its
-// detail. It is pure; package postgres keeps the events in the transaction of their effect.
+// Package audit is the vocabulary of the audit log: what an event may tell, its canonical bytes, and the commitment to
+// its detail. It is pure; package postgres keeps the events in the transaction of their effect.
 //
 // An event says who did what to whom, with which outcome; what else is known stands in the detail, which lives apart
 // with its salt and is bound to the event by HMAC-SHA256(salt, detail), so that it can be redacted without touching
-// the event. Key material cannot enter: detail fields are made by the constructors below, and there is none for bytes
-// or free text of foreign origin; a public key enters as its fingerprint.
+// the event. The table in vocabulary.go says what an event of each action may have, and Seal refuses everything else;
+// docs/audit-events.md is that table for people.
+//
+// Key material cannot enter by type. Actors, subjects and detail fields are made by the constructors of this package,
+// and none of them takes a plain string: what comes from elsewhere enters as one of the named types below, which say
+// what it is, and is shown as it came only where it cannot be a key (foreign.go). A public key enters as its fingerprint.
 package audit
 
 import (
@@ -12,7 +16,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -37,9 +40,9 @@ const (
 // Event is one line of the log, before it is sealed.
 type Event struct {
 	Time     time.Time
-	Actor    string
+	Actor    Actor
 	Action   Action
-	Subject  string
+	Subject  Subject
 	Rotation uuid.UUID
 	Outcome  Outcome
 	Detail   Detail
@@ -66,10 +69,11 @@ type body struct {
 	Commitment string    `json:"commitment"`
 }
 
-// Seal gives the event its id and fixes its bytes.
+// Seal gives the event its id and fixes its bytes. It fails for what the vocabulary does not have.
 func (e Event) Seal() (Sealed, error) {
-	if e.Actor == "" || e.Action == "" || e.Outcome == "" {
-		return Sealed{}, fmt.Errorf("sealing an audit event: actor, action or outcome is missing in %q", e.Action)
+	fields, err := e.check()
+	if err != nil {
+		return Sealed{}, fmt.Errorf("sealing the audit event %q: %w", e.Action, err)
 	}
 	eventID, err := uuid.NewV7()
 	if err != nil {
@@ -79,12 +83,12 @@ func (e Event) Seal() (Sealed, error) {
 	if _, err := rand.Read(salt); err != nil {
 		return Sealed{}, fmt.Errorf("sealing an audit event: %w", err)
 	}
-	detail, err := json.Marshal(e.Detail.fields())
+	detail, err := json.Marshal(fields)
 	if err != nil {
 		return Sealed{}, fmt.Errorf("sealing an audit event: %w", err)
 	}
 	b := body{
-		V: FormatVersion, ID: eventID, Time: e.Time.UnixMilli(), Actor: e.Actor, Action: e.Action, Subject: e.Subject,
+		V: FormatVersion, ID: eventID, Time: e.Time.UnixMilli(), Actor: e.Actor.text, Action: e.Action, Subject: e.Subject.text,
 		Outcome: e.Outcome, Commitment: base64.RawStdEncoding.EncodeToString(Commit(salt, detail)),
 	}
 	if e.Rotation != uuid.Nil {
@@ -102,56 +106,4 @@ func Commit(salt, detail []byte) []byte {
 	mac := hmac.New(sha256.New, salt)
 	mac.Write(detail)
 	return mac.Sum(nil)
-}
-
-// Field is one fact of a detail.
-type Field struct {
-	key   string
-	value any
-}
-
-// Detail is what is known beside the event's own fields.
-type Detail []Field
-
-func (d Detail) fields() map[string]any {
-	fields := make(map[string]any, len(d))
-	for _, f := range d {
-		fields[f.key] = f.value
-	}
-	return fields
-}
-
-// ID is an identifier: of a user, device, notification, rotation, path or version.
-func ID[T ~string](key string, value T) Field { return Field{key, string(value)} }
-
-// Word is one word of a documented vocabulary.
-func Word[T ~string](key string, value T) Field { return Field{key, string(value)} }
-
-// Number is a count or a version number.
-func Number[T ~int | ~int64](key string, value T) Field { return Field{key, int64(value)} }
-
-// Flag is a yes or no.
-func Flag(key string, value bool) Field { return Field{key, value} }
-
-// Words is a list of words.
-func Words[T ~string](key string, values []T) Field {
-	list := make([]string, len(values))
-	for i, v := range values {
-		list[i] = string(v)
-	}
-	return Field{key, list}
-}
-
-// Counts is a count by word.
-func Counts[T ~string](key string, counts map[T]int) Field { return Field{key, counts} }
-
-// Hash is a SHA-256, in base64.
-func Hash(key string, sum [32]byte) Field {
-	return Field{key, base64.StdEncoding.EncodeToString(sum[:])}
-}
-
-// Fingerprint names a public key by the first half of its SHA-256, in hex.
-func Fingerprint[T ~string](key string, publicKey T) Field {
-	sum := sha256.Sum256([]byte(publicKey))
-	return Field{key, hex.EncodeToString(sum[:16])}
 }

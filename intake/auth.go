@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/bearer"
 )
 
@@ -64,11 +65,11 @@ func staticHeader(name string, keys []key) check {
 	return func(_ context.Context, r *request) (string, *denial) {
 		value := r.header.Get(name)
 		if value == "" {
-			return "", refused(reasonNoCredentials)
+			return "", refused(audit.RefusedNoCredentials)
 		}
 		id := matching(keys, value, r.now)
 		if id == "" {
-			return "", refused(reasonWrongCredentials)
+			return "", refused(audit.RefusedCredentials)
 		}
 		return id, nil
 	}
@@ -79,11 +80,11 @@ func basic(username string, keys []key) check {
 	return func(_ context.Context, r *request) (string, *denial) {
 		name, password, ok := basicAuth(r)
 		if !ok {
-			return "", refused(reasonNoCredentials)
+			return "", refused(audit.RefusedNoCredentials)
 		}
 		id := matching(keys, password, r.now)
 		if sameName := subtle.ConstantTimeCompare([]byte(name), []byte(username)) == 1; id == "" || !sameName {
-			return "", refused(reasonWrongCredentials)
+			return "", refused(audit.RefusedCredentials)
 		}
 		return id, nil
 	}
@@ -101,14 +102,14 @@ func token(v *bearer.Verifier) check {
 	return func(ctx context.Context, r *request) (string, *denial) {
 		text, ok := bearer.Token(r.header.Get("Authorization"))
 		if !ok {
-			return "", refused(reasonNoCredentials)
+			return "", refused(audit.RefusedNoCredentials)
 		}
 		subject, err := v.Verify(ctx, text)
 		if err != nil {
 			return "", tokenDenial(err)
 		}
 		if !printable(subject) || len(subject) > 256 {
-			return "", refused(reasonClaims)
+			return "", refused(audit.RefusedClaims)
 		}
 		return "jwt:" + subject, nil
 	}
@@ -119,11 +120,11 @@ func tokenDenial(err error) *denial {
 	case errors.Is(err, bearer.ErrUnavailable):
 		return later("issuer_unavailable", err)
 	case errors.Is(err, bearer.ErrExpired):
-		return refused(reasonStale)
+		return refused(audit.RefusedStale)
 	case errors.Is(err, bearer.ErrClaims):
-		return refused(reasonClaims)
+		return refused(audit.RefusedClaims)
 	}
-	return refused(reasonToken)
+	return refused(audit.RefusedToken)
 }
 
 // prefixes reads address ranges; a single address is a range too.
@@ -156,7 +157,7 @@ func sourceAddress(allowed, proxies []netip.Prefix) check {
 	return func(_ context.Context, r *request) (string, *denial) {
 		address, ok := client(r, proxies)
 		if !ok || !within(address, allowed) {
-			return "", refused(reasonAddress)
+			return "", refused(audit.RefusedAddress)
 		}
 		return "", nil
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // maxChain bounds the certificates that a client may show.
@@ -24,19 +26,19 @@ func clientCertificate(authorities *x509.CertPool, names []string, header string
 		} else {
 			address, ok := peer(r)
 			if !ok || !within(address, proxies) {
-				return "", refused(reasonAddress)
+				return "", refused(audit.RefusedAddress)
 			}
 			if value := r.header.Get(header); value != "" {
 				if chain = forwarded(value); len(chain) == 0 {
-					return "", refused(reasonCertificate)
+					return "", refused(audit.RefusedCertificate)
 				}
 			}
 		}
 		if len(chain) == 0 {
-			return "", refused(reasonNoCredentials)
+			return "", refused(audit.RefusedNoCredentials)
 		}
 		if len(chain) > maxChain {
-			return "", refused(reasonCertificate)
+			return "", refused(audit.RefusedCertificate)
 		}
 		intermediates := x509.NewCertPool()
 		for _, certificate := range chain[1:] {
@@ -45,14 +47,14 @@ func clientCertificate(authorities *x509.CertPool, names []string, header string
 		_, err := chain[0].Verify(x509.VerifyOptions{Roots: authorities, Intermediates: intermediates, CurrentTime: r.now,
 			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 		if err != nil {
-			return "", refused(reasonCertificate)
+			return "", refused(audit.RefusedCertificate)
 		}
 		for _, name := range certificateNames(chain[0]) {
 			if slices.Contains(names, name) {
 				return "mtls:" + name, nil
 			}
 		}
-		return "", refused(reasonCertificate)
+		return "", refused(audit.RefusedCertificate)
 	}
 }
 

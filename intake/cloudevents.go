@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"unicode/utf8"
 
@@ -65,8 +64,7 @@ func parseCloudEvent(ctx context.Context, r *request) (*cloudevents.Event, *deni
 	mediaType := r.mediaType()
 	structured := mediaType == cloudevents.ApplicationCloudEventsJSON
 	if !structured && (mediaType != "application/json" || r.header.Get("Ce-Specversion") == "") {
-		return nil, &denial{status: http.StatusUnsupportedMediaType,
-			reason: "send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json"}
+		return nil, unsupported("send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json")
 	}
 	if _, denied := r.json(); denied != nil {
 		return nil, denied

@@ -3,7 +3,6 @@ package intake
 import (
 	"context"
 	"crypto/sha256"
-	"net/http"
 
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
@@ -14,7 +13,7 @@ type eventBridge struct{}
 
 func (eventBridge) read(_ context.Context, r *request) (said, *denial) {
 	if r.mediaType() != "application/json" {
-		return said{}, &denial{status: http.StatusUnsupportedMediaType, reason: "send the event of EventBridge as application/json, as it is"}
+		return said{}, unsupported("send the event of EventBridge as application/json, as it is")
 	}
 	body, denied := r.json()
 	if denied != nil {

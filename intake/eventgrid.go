@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
@@ -29,7 +30,7 @@ func (eventGrid) read(_ context.Context, r *request) (said, *denial) {
 	switch r.mediaType() {
 	case "application/json", "application/cloudevents+json", "application/cloudevents-batch+json":
 	default:
-		return said{}, &denial{status: http.StatusUnsupportedMediaType, reason: "send events of Event Grid as application/json or application/cloudevents+json"}
+		return said{}, unsupported("send events of Event Grid as application/json or application/cloudevents+json")
 	}
 	body, denied := r.json()
 	if denied != nil {
@@ -129,7 +130,7 @@ func validation(e event, together int) (said, *denial) {
 	if together != 1 || !validationCode.MatchString(code) {
 		return said{}, malformed("not a validation event of Event Grid")
 	}
-	return said{handshake: &handshake{kind: "event_grid_validation", body: map[string]string{"validationResponse": code}}}, nil
+	return said{handshake: &handshake{kind: audit.HandshakeEventGrid, body: map[string]string{"validationResponse": code}}}, nil
 }
 
 // preflight answers the abuse protection of CloudEvents over HTTP
@@ -137,7 +138,7 @@ func validation(e event, together int) (said, *denial) {
 // Grid that it may send, and has no effect: what is sent must still prove where it is from.
 func (g eventGrid) preflight(r *request) (map[string]string, *denial) {
 	if !strings.EqualFold(r.header.Get("Webhook-Request-Origin"), g.origin) {
-		return nil, refused(reasonOrigin)
+		return nil, refused(audit.RefusedOrigin)
 	}
 	return map[string]string{"WebHook-Allowed-Origin": g.origin, "WebHook-Allowed-Rate": "*", "Allow": http.MethodPost}, nil
 }

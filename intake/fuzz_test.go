@@ -40,11 +40,11 @@ func sound(t *testing.T, m *mapping, s said, denied *denial) {
 			t.Errorf("an event with the id %q and the sum %x", e.id, e.sum)
 		}
 		n := Notification{ID: e.id}
-		mapped, err := m.apply(e, &n)
-		if err != nil && !mapped || len(n.User) > maxUser || len(n.Path) > maxPath || len(n.Version) > maxVersion {
-			t.Errorf("%v, %v: %+v", mapped, err, n)
+		mapped, wrong := m.apply(e, &n)
+		if wrong != (Problem{}) && !mapped || len(n.User) > maxUser || len(n.Path) > maxPath || len(n.Version) > maxVersion {
+			t.Errorf("%v, %v: %+v", mapped, wrong, n)
 		}
-		if !mapped || err != nil {
+		if !mapped || wrong != (Problem{}) {
 			continue
 		}
 		local, server, err := id.UserID(n.User).ParseAndValidateStrict()

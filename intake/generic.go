@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"net/http"
 	"strings"
 
 	"github.com/keyherald/keyherald/internal/strictjson"
@@ -25,7 +24,7 @@ const (
 
 func (g generic) read(_ context.Context, r *request) (said, *denial) {
 	if r.mediaType() != "application/json" {
-		return said{}, &denial{status: http.StatusUnsupportedMediaType, reason: "send a JSON object as application/json"}
+		return said{}, unsupported("send a JSON object as application/json")
 	}
 	body, denied := r.json()
 	if denied != nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
@@ -121,7 +122,7 @@ func (s Signature) checkTimestamp(at string) error {
 func (s *macScheme) check(_ context.Context, r *request) (string, *denial) {
 	parts := s.value.FindStringSubmatch(r.header.Get(s.Header))
 	if parts == nil {
-		return "", refused(reasonNotSigned)
+		return "", refused(audit.RefusedNotSigned)
 	}
 	group := func(name string) string {
 		if i := s.value.SubexpIndex(name); i >= 0 {
@@ -131,7 +132,7 @@ func (s *macScheme) check(_ context.Context, r *request) (string, *denial) {
 	}
 	got, ok := s.decode(group("mac"))
 	if !ok {
-		return "", refused(reasonNotSigned)
+		return "", refused(audit.RefusedNotSigned)
 	}
 	timestamp := group("timestamp")
 	if name, ok := strings.CutPrefix(s.Timestamp, headerOf); ok {
@@ -140,22 +141,22 @@ func (s *macScheme) check(_ context.Context, r *request) (string, *denial) {
 	signsTime := strings.Contains(s.Signed, "{timestamp}")
 	at, timed := s.time(timestamp)
 	if (signsTime || timestamp != "") && !timed || s.id != "" && r.header.Get(s.id) == "" {
-		return "", refused(reasonNotSigned)
+		return "", refused(audit.RefusedNotSigned)
 	}
 	id := s.signer(r, got, timestamp)
 	if id == "" {
-		return "", refused(reasonSignature)
+		return "", refused(audit.RefusedWrongSignature)
 	}
 	if name, ok := strings.CutPrefix(s.Timestamp, fieldOf); ok {
 		within, ok := s.fieldTime(r.body, name)
 		// What the header says beside it is not signed, and must not be another time.
 		if !ok || timed && !within.Equal(at) {
-			return "", refused(reasonStale)
+			return "", refused(audit.RefusedStale)
 		}
 		at, timed = within, true
 	}
 	if timed && (at.Before(r.now.Add(-skew)) || at.After(r.now.Add(skew))) {
-		return "", refused(reasonStale)
+		return "", refused(audit.RefusedStale)
 	}
 	return id, nil
 }

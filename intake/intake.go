@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/perminute"
 	"github.com/keyherald/keyherald/internal/pinned"
 	"github.com/keyherald/keyherald/internal/sabotage"
 )
@@ -60,15 +62,22 @@ type Receipt struct {
 // ErrBusy is a Recorder's answer where too much is waiting already.
 var ErrBusy = errors.New("too many notifications are waiting")
 
+// Problem is what is wrong with an authentic notification: Why for the audit log, Text for its sender and for people.
+type Problem struct {
+	Why  audit.Refusal
+	Text string
+}
+
 // Recorder makes things durable before it returns; an error means nothing was kept, and the sender is asked to come
-// again. Handshake is called before an authentic request for a subscription, or about one, is answered; kind is a fixed
-// word. Refused is called for the first refusal of a (source, reason, minute) at once with count 1, and once more for
-// the rest of them when the minute is over.
+// again. Handshake is called before an authentic request for a subscription, or about one, is answered. Refused and
+// Ignored are called for the first of a kind in a minute at once with count 1, and once more for the rest of them when
+// the minute is over. Refused names no source where there is none of the name that was called.
 type Recorder interface {
 	Accept(ctx context.Context, n Notification) (Receipt, error)
-	Unusable(ctx context.Context, n Notification, problem string) (Receipt, error)
-	Handshake(ctx context.Context, source, keyID, kind string) error
-	Refused(ctx context.Context, source, reason string, minute time.Time, count int) error
+	Unusable(ctx context.Context, n Notification, problem Problem) (Receipt, error)
+	Handshake(ctx context.Context, source audit.SourceName, key audit.CredentialID, kind audit.Handshake) error
+	Refused(ctx context.Context, source audit.SourceName, why audit.Refusal, minute time.Time, count int) error
+	Ignored(ctx context.Context, source audit.SourceName, how audit.Ignored, minute time.Time, count int) error
 }
 
 // Deps are what a Handler stands on.
@@ -93,9 +102,10 @@ type Handler struct {
 	reading  chan struct{}
 	inFlight chan struct{}
 
-	mu       sync.Mutex // guards what follows
-	refusals map[refusals]int
-	logged   map[string]time.Time // what was logged of a source, and when
+	floods perminute.Counts[flood]
+
+	mu     sync.Mutex           // guards logged
+	logged map[string]time.Time // what was logged of a source, and when
 }
 
 const (
@@ -116,7 +126,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 	if deps.BodyTime == 0 {
 		deps.BodyTime = 10 * time.Second
 	}
-	h := &Handler{sources: map[string]*source{}, deps: deps, reading: make(chan struct{}, maxReading), inFlight: make(chan struct{}, maxInFlight), refusals: map[refusals]int{}, logged: map[string]time.Time{},
+	h := &Handler{sources: map[string]*source{}, deps: deps, reading: make(chan struct{}, maxReading), inFlight: make(chan struct{}, maxInFlight), logged: map[string]time.Time{},
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, handshake, or the HTTP status."}, []string{"source", "answer"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.answers); err != nil {
@@ -163,7 +173,7 @@ func (h *Handler) notify(c echo.Context) error {
 	name := c.Param("source")
 	s, ok := h.sources[name]
 	if !ok {
-		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
+		return h.deny(c, "", unknownSource())
 	}
 	r, denied := h.read(c)
 	if denied != nil {
@@ -211,16 +221,17 @@ type outcome struct {
 // record maps an event and makes it durable.
 func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e event) (outcome, error) {
 	notification := Notification{Source: name, ID: e.id, KeyID: keyID, BodySHA256: e.sum}
-	mapped, problem := s.mapping.apply(e, &notification)
+	mapped, wrong := s.mapping.apply(e, &notification)
 	switch {
 	case !mapped:
-		return outcome{http.StatusAccepted, "unmapped", Receipt{}}, nil
-	case problem != nil:
-		receipt, err := h.deps.Recorder.Unusable(ctx, notification, problem.Error())
+		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: audit.IgnoredUnmapped})
+		return outcome{http.StatusAccepted, "unmapped", Receipt{}}, err
+	case wrong != Problem{}:
+		receipt, err := h.deps.Recorder.Unusable(ctx, notification, wrong)
 		if err == nil && receipt.Answer == Conflict {
 			return outcome{http.StatusConflict, "conflict", receipt}, nil
 		}
-		return outcome{http.StatusUnprocessableEntity, problem.Error(), Receipt{}}, err
+		return outcome{http.StatusUnprocessableEntity, wrong.Text, Receipt{}}, err
 	}
 	if sabotage.AckBeforeCommit {
 		go func() { _, _ = h.deps.Recorder.Accept(context.WithoutCancel(ctx), notification) }()
@@ -233,7 +244,8 @@ func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e e
 	case receipt.Answer == Conflict:
 		return outcome{http.StatusConflict, "conflict", receipt}, nil
 	case receipt.Answer == Duplicate:
-		return outcome{http.StatusAccepted, "duplicate", receipt}, nil
+		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: audit.IgnoredRepeated})
+		return outcome{http.StatusAccepted, "duplicate", receipt}, err
 	}
 	return outcome{http.StatusAccepted, "accepted", receipt}, nil
 }
@@ -241,10 +253,10 @@ func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e e
 // shake answers a handshake once it is audited, and did what it asks for.
 func (h *Handler) shake(c echo.Context, name, keyID string, asked *handshake) error {
 	ctx := c.Request().Context()
-	if err := h.deps.Recorder.Handshake(ctx, name, keyID, asked.kind); err != nil {
+	if err := h.deps.Recorder.Handshake(ctx, audit.SourceName(name), audit.CredentialID(keyID), asked.kind); err != nil {
 		return h.unavailable(c, name, err)
 	}
-	h.deps.Log.Info().Str("source", name).Str("handshake", asked.kind).Msg("A sender's subscription is being answered")
+	h.deps.Log.Info().Str("source", name).Str("handshake", string(asked.kind)).Msg("A sender's subscription is being answered")
 	if asked.effect != nil {
 		if err := asked.effect(ctx); err != nil {
 			return h.deny(c, name, later("subscription_not_confirmed", err))
@@ -259,7 +271,7 @@ func (h *Handler) preflight(c echo.Context) error {
 	name := c.Param("source")
 	s, ok := h.sources[name]
 	if !ok {
-		return h.answer(c, "", http.StatusNotFound, "unknown_source", nil)
+		return h.deny(c, "", unknownSource())
 	}
 	asks, ok := s.format.(preflighter)
 	if !ok {

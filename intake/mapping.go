@@ -3,13 +3,14 @@ package intake
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
 	"unicode"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // Mapping turns an event into user, path and version. Pattern is matched against Attribute, whole, with the named groups
@@ -71,20 +72,20 @@ func (m Mapping) or(attribute, version string) Mapping {
 }
 
 // apply fills in what the notification is about. mapped is false for an event that is none of ours, which is normal for
-// a shared KMS; an error says what is wrong with one that is.
-func (m *mapping) apply(e event, n *Notification) (mapped bool, err error) {
+// a shared KMS; wrong says what is wrong with one that is.
+func (m *mapping) apply(e event, n *Notification) (mapped bool, wrong Problem) {
 	if e.irrelevant {
-		return false, nil
+		return false, Problem{}
 	}
 	for name, want := range m.Where {
 		if e.field(name) != want {
-			return false, nil
+			return false, Problem{}
 		}
 	}
 	subject := e.field(m.Attribute)
 	match := m.pattern.FindStringSubmatch(subject)
 	if match == nil {
-		return false, nil
+		return false, Problem{}
 	}
 	group := func(name string) string {
 		if i := m.pattern.SubexpIndex(name); i >= 0 {
@@ -103,26 +104,26 @@ func (m *mapping) apply(e event, n *Notification) (mapped bool, err error) {
 	if n.Version = group("version"); n.Version == "" {
 		n.Version = m.version(e, n)
 	}
-	if problem := n.problem(group("user")); problem != "" {
+	if wrong = n.problem(group("user")); wrong != (Problem{}) {
 		n.User, n.Path, n.Version = clip(n.User, maxUser), clip(n.Path, maxPath), clip(n.Version, maxVersion)
-		return true, errors.New(problem)
+		return true, wrong
 	}
-	return true, nil
+	return true, Problem{}
 }
 
 // problem says what is wrong with what the mapping made of an event, for its sender and the log.
-func (n *Notification) problem(user string) string {
+func (n *Notification) problem(user string) Problem {
 	// A name with a colon would move the user to another server.
 	if _, _, err := id.UserID(n.User).ParseAndValidateStrict(); err != nil || strings.Contains(user, ":") {
-		return fmt.Sprintf("the mapping gives %q, which is no Matrix user id", clip(n.User, maxUser))
+		return Problem{audit.RefusedNoUserID, fmt.Sprintf("the mapping gives %q, which is no Matrix user id", clip(n.User, maxUser))}
 	}
 	if steps := "/" + n.Path + "/"; !printable(n.Path) || len(n.Path) > maxPath || strings.Contains(steps, "/../") || strings.Contains(steps, "/./") {
-		return fmt.Sprintf("the mapping gives the path %q, which is none of a secret", clip(n.Path, maxPath))
+		return Problem{audit.RefusedUnusablePath, fmt.Sprintf("the mapping gives the path %q, which is none of a secret", clip(n.Path, maxPath))}
 	}
 	if n.Version == "" || len(n.Version) > maxVersion || !printable(n.Version) {
-		return fmt.Sprintf("the notification names no usable version of %s", n.Path)
+		return Problem{audit.RefusedNoUsableVersion, "the notification names no usable version of " + n.Path}
 	}
-	return ""
+	return Problem{}
 }
 
 // clip shortens what is kept of an unusable notification.

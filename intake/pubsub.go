@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
-	"net/http"
 	"regexp"
 
 	"github.com/keyherald/keyherald/internal/strictjson"
@@ -17,7 +16,7 @@ type pubSub struct{}
 
 func (pubSub) read(_ context.Context, r *request) (said, *denial) {
 	if r.mediaType() != "application/json" {
-		return said{}, &denial{status: http.StatusUnsupportedMediaType, reason: "send a wrapped Pub/Sub message as application/json"}
+		return said{}, unsupported("send a wrapped Pub/Sub message as application/json")
 	}
 	body, denied := r.json()
 	if denied != nil {

@@ -7,48 +7,43 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
-// denial is why a request is not taken up: a status, and a fixed word or a sentence for the sender. Those of strangers
-// are audited, in counts; what an authentic sender does wrong is answered, and a fault of ours asks to come again.
+// denial is why a request is not taken up: a status, and a fixed word or a sentence for the sender. why is what the
+// audit log says of it, in counts; a fault of ours has none, and asks to come again.
 type denial struct {
-	status  int
-	reason  string
-	audited bool
-	cause   error // for our log alone
+	status int
+	reason string
+	why    audit.Refusal
+	cause  error // for our log alone
 }
 
-// The reasons of refusals that are audited. docs/intake.md says what each means.
-const (
-	reasonTooLarge         = "too_large"
-	reasonAddress          = "wrong_address"
-	reasonNoCredentials    = "no_credentials"
-	reasonWrongCredentials = "wrong_credentials"
-	reasonCertificate      = "wrong_certificate"
-	reasonToken            = "wrong_token"
-	reasonClaims           = "wrong_claims"
-	reasonNotSigned        = "not_signed"
-	reasonSignature        = "wrong_signature"
-	reasonStale            = "stale"
-	reasonTopic            = "wrong_topic"
-	reasonOrigin           = "wrong_origin"
-)
-
-// refused is the answer to a sender that did not prove who it is.
-func refused(reason string) *denial {
+// refused is the answer to a sender that did not prove who it is. docs/intake.md says what each word means.
+func refused(why audit.Refusal) *denial {
 	status := http.StatusUnauthorized
-	switch reason {
-	case reasonTooLarge:
+	switch why {
+	case audit.RefusedTooLarge:
 		status = http.StatusRequestEntityTooLarge
-	case reasonAddress, reasonTopic, reasonOrigin:
+	case audit.RefusedAddress, audit.RefusedTopic, audit.RefusedOrigin:
 		status = http.StatusForbidden
 	}
-	return &denial{status: status, reason: reason, audited: true}
+	return &denial{status: status, reason: string(why), why: why}
 }
 
 // malformed is the answer to a request that cannot be read.
 func malformed(problem string) *denial {
-	return &denial{status: http.StatusBadRequest, reason: problem}
+	return &denial{status: http.StatusBadRequest, reason: problem, why: audit.RefusedMalformed}
+}
+
+// unsupported is the answer to a body of another kind than the format's; instead says what to send.
+func unsupported(instead string) *denial {
+	return &denial{status: http.StatusUnsupportedMediaType, reason: instead, why: audit.RefusedMediaType}
+}
+
+func unknownSource() *denial {
+	return &denial{status: http.StatusNotFound, reason: string(audit.RefusedUnknownSource), why: audit.RefusedUnknownSource}
 }
 
 // later is the answer where something of ours, or that we depend on, does not work now.
@@ -56,10 +51,12 @@ func later(reason string, cause error) *denial {
 	return &denial{status: http.StatusServiceUnavailable, reason: reason, cause: cause}
 }
 
-// refusals are those of a source, for a reason, in a minute.
-type refusals struct {
-	source, reason string
-	minute         time.Time
+// flood is what may come as often as somebody likes: either refused or ignored. source is empty where none has the name
+// that was called.
+type flood struct {
+	source  audit.SourceName
+	refused audit.Refusal
+	ignored audit.Ignored
 }
 
 func (h *Handler) deny(c echo.Context, source string, d *denial) error {
@@ -69,17 +66,8 @@ func (h *Handler) deny(c echo.Context, source string, d *denial) error {
 		}
 		return h.busy(c, source, d.reason)
 	}
-	if d.audited {
-		key := refusals{source, d.reason, h.deps.Now().Truncate(time.Minute)}
-		h.mu.Lock()
-		h.refusals[key]++
-		first := h.refusals[key] == 1
-		h.mu.Unlock()
-		if first {
-			if err := h.deps.Recorder.Refused(c.Request().Context(), source, d.reason, key.minute, 1); err != nil {
-				return h.unavailable(c, source, err)
-			}
-		}
+	if err := h.flood(c.Request().Context(), flood{source: audit.SourceName(source), refused: d.why}); err != nil {
+		return h.unavailable(c, source, err)
 	}
 	return h.answer(c, source, d.status, d.reason, nil)
 }
@@ -110,7 +98,7 @@ func (h *Handler) busy(c echo.Context, source, message string) error {
 	return h.answer(c, source, http.StatusServiceUnavailable, message, nil)
 }
 
-// Run writes the counts of refusals whose minute is over, until ctx ends, and then the rest.
+// Run writes the counts of minutes that are over, until ctx ends, and then the rest.
 func (h *Handler) Run(ctx context.Context) {
 	ticker := time.NewTicker(15 * time.Second)
 	defer ticker.Stop()
@@ -118,29 +106,41 @@ func (h *Handler) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
-			h.flushRefusals(ctx, h.deps.Now().Truncate(time.Minute))
+			h.flush(ctx, h.deps.Now())
 		}
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	h.flushRefusals(last, h.deps.Now().Add(time.Hour))
+	h.flush(last, h.deps.Now().Add(time.Hour))
 }
 
-func (h *Handler) flushRefusals(ctx context.Context, before time.Time) {
-	h.mu.Lock()
-	over := map[refusals]int{}
-	for key, count := range h.refusals {
-		if key.minute.Before(before) {
-			over[key] = count
-			delete(h.refusals, key)
+func (h *Handler) flush(ctx context.Context, at time.Time) {
+	for _, rest := range h.floods.Over(at) {
+		if err := h.tell(ctx, rest.Key, rest.Minute, rest.N); err != nil {
+			h.deps.Log.Error().Err(err).Msg("Refused or ignored notifications could not be counted in the audit log yet")
 		}
 	}
-	h.mu.Unlock()
-	for key, count := range over {
-		if count > 1 {
-			if err := h.deps.Recorder.Refused(ctx, key.source, key.reason, key.minute, count-1); err != nil {
-				h.deps.Log.Error().Err(err).Msg("A count of refused notifications was lost")
-			}
-		}
+}
+
+// tell audits so many of a kind in a minute. What cannot be told now is told with the rest.
+func (h *Handler) tell(ctx context.Context, what flood, minute time.Time, count int) error {
+	var err error
+	if what.ignored != "" {
+		err = h.deps.Recorder.Ignored(ctx, what.source, what.ignored, minute, count)
+	} else {
+		err = h.deps.Recorder.Refused(ctx, what.source, what.refused, minute, count)
 	}
+	if err != nil {
+		h.floods.Untold(what, minute, count)
+	}
+	return err
+}
+
+// flood counts one of a kind, and audits it if it is the first of its minute.
+func (h *Handler) flood(ctx context.Context, what flood) error {
+	minute, first := h.floods.Add(what, h.deps.Now())
+	if !first {
+		return nil
+	}
+	return h.tell(ctx, what, minute, 1)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
@@ -51,19 +52,19 @@ func (h *Handler) read(c echo.Context) (*request, *denial) {
 
 func readBody(req *http.Request) ([]byte, *denial) {
 	if req.Header.Get("Content-Encoding") != "" {
-		return nil, &denial{status: http.StatusUnsupportedMediaType, reason: "send the body without a Content-Encoding"}
+		return nil, unsupported("send the body without a Content-Encoding")
 	}
 	if req.ContentLength > MaxBody {
-		return nil, refused(reasonTooLarge)
+		return nil, refused(audit.RefusedTooLarge)
 	}
 	body, err := io.ReadAll(io.LimitReader(req.Body, MaxBody+1))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, &denial{status: http.StatusRequestTimeout, reason: "body_too_slow"}
+		return nil, &denial{status: http.StatusRequestTimeout, reason: string(audit.RefusedTooSlow), why: audit.RefusedTooSlow}
 	case err != nil:
-		return nil, malformed("body_unreadable")
+		return nil, &denial{status: http.StatusBadRequest, reason: string(audit.RefusedBodyUnreadable), why: audit.RefusedBodyUnreadable}
 	case len(body) > MaxBody:
-		return nil, refused(reasonTooLarge)
+		return nil, refused(audit.RefusedTooLarge)
 	}
 	return body, nil
 }
@@ -135,7 +136,7 @@ type event struct {
 
 // handshake is a sender's request about its subscription, and how it is answered: effect, where there is one, first.
 type handshake struct {
-	kind   string
+	kind   audit.Handshake
 	effect func(ctx context.Context) error
 	body   map[string]string
 }

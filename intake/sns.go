@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/sns"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
@@ -26,15 +27,15 @@ func snsDenial(err error) *denial {
 	case err == nil:
 		return nil
 	case errors.Is(err, sns.ErrMessage):
-		return refused(reasonNotSigned)
+		return refused(audit.RefusedNotSigned)
 	case errors.Is(err, sns.ErrTopic):
-		return refused(reasonTopic)
+		return refused(audit.RefusedTopic)
 	case errors.Is(err, sns.ErrCertificate):
-		return refused(reasonCertificate)
+		return refused(audit.RefusedCertificate)
 	case errors.Is(err, sns.ErrSignature):
-		return refused(reasonSignature)
+		return refused(audit.RefusedWrongSignature)
 	case errors.Is(err, sns.ErrStale):
-		return refused(reasonStale)
+		return refused(audit.RefusedStale)
 	}
 	return later("sns_unavailable", err)
 }
@@ -42,18 +43,18 @@ func snsDenial(err error) *denial {
 func (f snsFormat) read(_ context.Context, r *request) (said, *denial) {
 	m, err := sns.Parse(r.body)
 	if err != nil {
-		return said{}, refused(reasonNotSigned)
+		return said{}, refused(audit.RefusedNotSigned)
 	}
 	switch m.Type {
 	case sns.SubscriptionConfirmation:
 		if err := f.verifier.CheckConfirmation(m); err != nil {
 			return said{}, malformed("the confirmation's address is not that of the topic's region")
 		}
-		return said{handshake: &handshake{kind: "sns_subscription", body: map[string]string{"result": "confirmed"},
+		return said{handshake: &handshake{kind: audit.HandshakeSNSSubscribed, body: map[string]string{"result": "confirmed"},
 			effect: func(ctx context.Context) error { return f.verifier.Confirm(ctx, m) }}}, nil
 	case sns.UnsubscribeConfirmation:
 		// Whoever ended it may have been right; the log says that this source is silent from now on.
-		return said{handshake: &handshake{kind: "sns_unsubscribed", body: map[string]string{"result": "noted"}}}, nil
+		return said{handshake: &handshake{kind: audit.HandshakeSNSUnsubscribe, body: map[string]string{"result": "noted"}}}, nil
 	}
 	body, err := strictjson.Parse([]byte(m.Message))
 	if err != nil {

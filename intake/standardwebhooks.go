@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // Standard Webhooks, signatures of version 1 (https://www.standardwebhooks.com): HMAC-SHA256 over id.timestamp.body.
@@ -59,15 +61,15 @@ func (s standardWebhooks) check(_ context.Context, r *request) (string, *denial)
 
 // verify returns the id of the key that signed, or why the notification is refused. Every key is tried on every
 // signature, so that the time taken does not tell which key is valid.
-func (s standardWebhooks) verify(header http.Header, body []byte, now time.Time) (keyID, reason string) {
+func (s standardWebhooks) verify(header http.Header, body []byte, now time.Time) (keyID string, why audit.Refusal) {
 	id, timestamp := header.Get("Webhook-Id"), header.Get("Webhook-Timestamp")
 	signed := header.Get("Webhook-Signature")
 	if id == "" || timestamp == "" || signed == "" || len(signed) > 4096 {
-		return "", reasonNotSigned
+		return "", audit.RefusedNotSigned
 	}
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil {
-		return "", reasonNotSigned
+		return "", audit.RefusedNotSigned
 	}
 	var signatures [][]byte
 	for _, one := range strings.Fields(signed) {
@@ -85,11 +87,11 @@ func (s standardWebhooks) verify(header http.Header, body []byte, now time.Time)
 		}
 	}
 	if keyID == "" {
-		return "", reasonSignature
+		return "", audit.RefusedWrongSignature
 	}
 	// Only an authentic timestamp says anything.
 	if at := time.Unix(seconds, 0); at.Before(now.Add(-skew)) || at.After(now.Add(skew)) {
-		return "", reasonStale
+		return "", audit.RefusedStale
 	}
 	return keyID, ""
 }

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/keyherald/keyherald/audit"
 )
 
 // The example of the Standard Webhooks specification and its libraries.
@@ -47,7 +49,7 @@ func TestSignatures(t *testing.T) {
 		body   string
 		now    time.Time
 		key    string
-		reason string
+		reason audit.Refusal
 	}{
 		{"the specification's example is authentic", headers(exampleID, stamp, exampleSignature), exampleBody, exampleTime, "example", ""},
 		{"one of several signatures is enough", headers(exampleID, stamp, "v1,AAAA v1a,xx v2,yy "+exampleSignature), exampleBody, exampleTime, "example", ""},

@@ -22,6 +22,7 @@ import (
 
 	_ "github.com/lib/pq" // the driver "postgres"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -46,6 +47,9 @@ type Database struct {
 func (d *Database) Roles() postgres.Roles {
 	return postgres.Roles{Writer: d.Writer, Signer: d.Signer, Auditor: d.Auditor}
 }
+
+// Admin is who acts where a test plays an admin.
+func Admin() audit.Actor { return audit.ByLocal("test", "test") }
 
 // StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
 func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {

@@ -140,6 +140,28 @@ func (db *DB) SawDevice(ctx context.Context, key uuid.UUID, at time.Time, status
 	return nil
 }
 
+// ToldStatus is the status of a device that was last an audit event, and when; nothing before the first.
+func (db *DB) ToldStatus(ctx context.Context, key uuid.UUID) (status json.RawMessage, at time.Time, err error) {
+	var told sql.NullTime
+	err = db.QueryRow(ctx, `SELECT COALESCE(status_told, 'null'), status_told_at FROM device WHERE id = $1`, key).Scan(&status, &told)
+	if err != nil {
+		return nil, at, fmt.Errorf("reading what device %s told: %w", key, err)
+	}
+	return status, told.Time, nil
+}
+
+// TellStatus records that a status is an audit event; report is its id.
+func (db *DB) TellStatus(ctx context.Context, key, report uuid.UUID, status json.RawMessage, at time.Time) error {
+	_, err := db.Exec(ctx, `UPDATE device SET status_told = $1, status_told_at = $2 WHERE id = $3`, string(status), at, key)
+	if err == nil {
+		_, err = db.Exec(ctx, `UPDATE report SET news = true WHERE id = $1`, report)
+	}
+	if err != nil {
+		return fmt.Errorf("recording what device %s told: %w", key, err)
+	}
+	return nil
+}
+
 func nullJSON(raw json.RawMessage) any {
 	if len(raw) == 0 {
 		return nil
@@ -228,13 +250,14 @@ func (db *DB) WrongTry(ctx context.Context, user id.UserID, now time.Time, limit
 	return burned, rows.Err()
 }
 
-// Knows reports whether a user may write to the bot at all: he has a device, or some code is or was lately open (a code
-// used by the wrong user, or late, is refused with its reason, which takes decryption).
-func (db *DB) Knows(ctx context.Context, user id.UserID, now time.Time) (known bool, err error) {
-	err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM device WHERE user_id = $1) OR EXISTS (SELECT 1 FROM enrollment_code WHERE expires_at > $2 AND NOT burned)`,
-		user, now.AddDate(0, -1, 0)).Scan(&known)
+// Knows reports whether a user may write to the bot at all: ours are those who have a device or lately had a code, and
+// anyone may while some code is or was lately open (a code used by the wrong user is refused with its reason, which
+// takes decryption).
+func (db *DB) Knows(ctx context.Context, user id.UserID, now time.Time) (ours, anyone bool, err error) {
+	err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM device WHERE user_id = $1) OR EXISTS (SELECT 1 FROM enrollment_code WHERE user_id = $1 AND expires_at > $2),
+		EXISTS (SELECT 1 FROM enrollment_code WHERE expires_at > $2 AND NOT burned)`, user, now.AddDate(0, -1, 0)).Scan(&ours, &anyone)
 	if err != nil {
-		return false, fmt.Errorf("looking up %s: %w", user, err)
+		return false, false, fmt.Errorf("looking up %s: %w", user, err)
 	}
-	return known, nil
+	return ours, anyone, nil
 }

@@ -21,8 +21,14 @@ const (
 var ErrLeaseLost = errors.New("another replica holds the bot's lease")
 
 // TakeLease takes the bot's lease if it is free, expired or ours already, and prolongs it. It returns the epoch, which
-// grows with every change of holder, and 0 where another replica holds it. The database's clock decides.
-func (db *DB) TakeLease(ctx context.Context, holder string, life time.Duration) (epoch int64, err error) {
+// grows with every change of holder, and 0 where another replica holds it; taken says that the holder is another than
+// before. The database's clock decides. It must run in a transaction.
+func (db *DB) TakeLease(ctx context.Context, holder string, life time.Duration) (epoch int64, taken bool, err error) {
+	var before string
+	err = db.QueryRow(ctx, `SELECT holder FROM bot_lease FOR UPDATE`).Scan(&before)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, false, fmt.Errorf("reading the bot's lease: %w", err)
+	}
 	err = db.QueryRow(ctx, `
 		INSERT INTO bot_lease (singleton, epoch, holder, expires_at) VALUES (1, 1, $1, now() + $2 * interval '1 millisecond')
 		ON CONFLICT (singleton) DO UPDATE SET
@@ -31,20 +37,21 @@ func (db *DB) TakeLease(ctx context.Context, holder string, life time.Duration) 
 		WHERE bot_lease.holder = $1 OR bot_lease.expires_at < now()
 		RETURNING epoch`, holder, life.Milliseconds()).Scan(&epoch)
 	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
+		return 0, false, nil
 	} else if err != nil {
-		return 0, fmt.Errorf("taking the bot's lease: %w", err)
+		return 0, false, fmt.Errorf("taking the bot's lease: %w", err)
 	}
-	return epoch, nil
+	return epoch, before != holder, nil
 }
 
-// ReleaseLease lets another replica take over at once.
-func (db *DB) ReleaseLease(ctx context.Context, holder string) error {
-	_, err := db.Exec(ctx, `UPDATE bot_lease SET expires_at = now() - interval '1 second', holder = '' WHERE holder = $1`, holder)
+// ReleaseLease lets another replica take over at once; released is false where the holder did not have the lease.
+func (db *DB) ReleaseLease(ctx context.Context, holder string) (released bool, err error) {
+	result, err := db.Exec(ctx, `UPDATE bot_lease SET expires_at = now() - interval '1 second', holder = '' WHERE holder = $1`, holder)
 	if err != nil {
-		return fmt.Errorf("releasing the bot's lease: %w", err)
+		return false, fmt.Errorf("releasing the bot's lease: %w", err)
 	}
-	return nil
+	n, err := result.RowsAffected()
+	return n > 0, err
 }
 
 // ErrWentBack means that the database is older than what was seen of it before: it was restored, and the Olm ratchets

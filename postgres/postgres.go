@@ -9,15 +9,10 @@ import (
 	"context"
 	"database/sql"
 	"embed"
-	"errors"
 	"fmt"
 
 	"github.com/lib/pq"
-	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
-	"github.com/riverqueue/river/rivermigrate"
 	"go.mau.fi/util/dbutil"
-
-	"github.com/keyherald/keyherald/todevice"
 )
 
 //go:embed upgrades/*.sql
@@ -59,65 +54,6 @@ func OpenWith(ctx context.Context, raw *sql.DB, url string) (*DB, error) {
 // Txn runs fn in a transaction; within one it joins it.
 func (db *DB) Txn(ctx context.Context, fn func(ctx context.Context) error) error {
 	return db.DoTxn(ctx, nil, fn)
-}
-
-// schemas are ours, the crypto store's, and the inbox's, in the order of migration.
-func (db *DB) schemas() []*dbutil.Database {
-	return append([]*dbutil.Database{db.Database}, todevice.Databases(db.Database)...)
-}
-
-// Migrate brings every schema up to date and grants the roles what they need. It must run as the owner of the
-// database's public schema; it is safe to repeat.
-func (db *DB) Migrate(ctx context.Context, roles Roles) error {
-	for _, schema := range db.schemas() {
-		if err := schema.Upgrade(ctx); err != nil {
-			return fmt.Errorf("migrating %s: %w", schema.VersionTable, err)
-		}
-	}
-	migrator, err := rivermigrate.New(riverdatabasesql.New(db.RawDB), nil)
-	if err != nil {
-		return fmt.Errorf("preparing River's migrations: %w", err)
-	}
-	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
-		return fmt.Errorf("running River's migrations: %w", err)
-	}
-	return db.grant(ctx, roles)
-}
-
-// ErrSchema means that the schema is not the one this program was built for.
-var ErrSchema = errors.New("the database schema does not fit this version of keyherald")
-
-// CheckSchema refuses a schema that is missing, older, newer or of another program. It changes nothing.
-func (db *DB) CheckSchema(ctx context.Context) error {
-	for _, schema := range db.schemas() {
-		if err := checkVersion(ctx, schema); err != nil {
-			return err
-		}
-	}
-	var owner string
-	err := db.QueryRow(ctx, `SELECT owner FROM database_owner WHERE key = 0`).Scan(&owner)
-	if err != nil || owner != "keyherald" {
-		return fmt.Errorf("%w: the database belongs to %q: give keyherald a database of its own", ErrSchema, owner)
-	}
-	return nil
-}
-
-func checkVersion(ctx context.Context, schema *dbutil.Database) error {
-	want := len(schema.UpgradeTable)
-	var have int
-	err := schema.QueryRow(ctx, "SELECT version FROM "+schema.VersionTable).Scan(&have)
-	var pqErr *pq.Error
-	switch {
-	case errors.As(err, &pqErr) && pqErr.Code == "42P01":
-		return fmt.Errorf("%w: %s is missing: run `keyherald migrate` as the owner", ErrSchema, schema.VersionTable)
-	case err != nil:
-		return fmt.Errorf("reading %s: %w", schema.VersionTable, err)
-	case have < want:
-		return fmt.Errorf("%w: %s is at v%d and v%d is needed: run `keyherald migrate` as the owner", ErrSchema, schema.VersionTable, have, want)
-	case have > want:
-		return fmt.Errorf("%w: %s is at v%d, newer than v%d: run the newer keyherald", ErrSchema, schema.VersionTable, have, want)
-	}
-	return nil
 }
 
 // Listen delivers the payloads of a NOTIFY channel until ctx ends. A lost connection is made again; what was notified

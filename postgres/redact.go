@@ -13,10 +13,14 @@ import (
 
 // Redact deletes the detail of an event, as the owner, and appends the event that says so, in one transaction. A refusal
 // is an *audit.RedactionRefused, and an event too. It returns the id of the event that it appended.
-func (db *DB) Redact(ctx context.Context, target uuid.UUID, reason, actor string, now time.Time) (redaction uuid.UUID, err error) {
-	if reason == "" || len(reason) > audit.MaxReason {
-		return uuid.Nil, fmt.Errorf("a reason of 1 to %d bytes is needed: it stands in the audit log for good", audit.MaxReason)
+func (db *DB) Redact(ctx context.Context, target uuid.UUID, reason string, actor audit.Actor, now time.Time) (redaction uuid.UUID, err error) {
+	event := audit.Event{Time: now, Actor: actor, Action: audit.DetailRedacted, Subject: audit.OfEvent(target), Outcome: audit.Accepted}
+	why, err := audit.NewReason(reason)
+	if err != nil {
+		event.Outcome, event.Detail = audit.Refused, audit.Detail{audit.Word("refusal", audit.WhyNoReason(err))}
+		return uuid.Nil, errors.Join(err, db.Append(ctx, event))
 	}
+	event.Detail = audit.Detail{audit.Text("reason", why)}
 	var refused *audit.RedactionRefused
 	err = db.Txn(ctx, func(ctx context.Context) error {
 		// Whoever redacts the same event waits here, and then sees that it is done.
@@ -27,10 +31,8 @@ func (db *DB) Redact(ctx context.Context, target uuid.UUID, reason, actor string
 		if err != nil {
 			return err
 		}
-		event := audit.Event{Time: now, Actor: actor, Action: audit.DetailRedacted, Subject: target.String(), Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.ID("reason", reason)}}
 		if errors.As(audit.CheckRedaction(record), &refused) {
-			event.Outcome, event.Detail = audit.Refused, append(event.Detail, audit.Word("refused", refused.Reason))
+			event.Outcome, event.Detail = audit.Refused, append(event.Detail, audit.Word("refusal", refused.Reason))
 		}
 		ids, err := db.AppendAll(ctx, []audit.Event{event})
 		if err != nil {

@@ -25,7 +25,7 @@ func (db *DB) RetireBot(ctx context.Context, fresh id.DeviceID, now time.Time) (
 		`DELETE FROM crypto_olm_session WHERE account_id = 'bot'`,
 		`DELETE FROM crypto_olm_message_hash WHERE account_id = 'bot'`,
 		`DELETE FROM todevice_account WHERE account_id = 'bot'`,
-		`UPDATE todevice_inbox SET state = 'dropped', reason = 'the database was restored', content = '' WHERE account_id = 'bot' AND state = 'pending'`,
+		`UPDATE todevice_inbox SET state = 'dropped', reason = 'from_before_the_restore', content = '' WHERE account_id = 'bot' AND state = 'pending'`,
 		`UPDATE todevice_outbox SET state = 'withdrawn', error = 'the database was restored' WHERE account_id = 'bot' AND state = 'pending'`,
 		`UPDATE device SET greet = true WHERE state = 'enrolled'`,
 	} {

@@ -14,12 +14,12 @@ type Roles struct {
 	Writer string `yaml:"writer"`
 	// Signer seals the audit log: it reads the events and adds leaves and checkpoints.
 	Signer string `yaml:"signer"`
-	// Auditor reads the audit log and what the schema auditor shows of it.
+	// Auditor reads the audit log, and what the schema auditor shows of it in sentences.
 	Auditor string `yaml:"auditor"`
 }
 
 // auditTables are what the log consists of. Who may do what with them is said one by one below.
-const auditTables = "audit_event, audit_detail, audit_pending, audit_leaf, audit_node, audit_checkpoint, audit_epoch, audit_signing_keys, audit_redaction, audit_log"
+const auditTables = "audit_event, audit_detail, audit_pending, audit_leaf, audit_node, audit_checkpoint, audit_epoch, audit_signing_keys, audit_redaction, audit_log, audit_opened"
 
 // grants are the statements that give the roles what they need, and take away what they do not; they may be repeated.
 // A role that is not named gets nothing.
@@ -50,6 +50,9 @@ func (r Roles) grants() []string {
 		statements = append(statements,
 			"GRANT USAGE ON SCHEMA public TO "+auditor,
 			"GRANT SELECT ON "+auditTables+" TO "+auditor,
+			"GRANT USAGE ON SCHEMA auditor TO "+auditor,
+			"GRANT SELECT ON ALL TABLES IN SCHEMA auditor TO "+auditor,
+			"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA auditor TO "+auditor,
 		)
 	}
 	return statements

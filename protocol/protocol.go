@@ -8,6 +8,7 @@ package protocol
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -408,6 +409,21 @@ const (
 	OldBackupHeld    OldBackupState = "held"
 	OldBackupDeleted OldBackupState = "deleted"
 )
+
+// SaysTheSame reports whether a later status says nothing new: all but what always moves (how many room keys there are)
+// and what is told elsewhere (the rotation it was about).
+func (s Status) SaysTheSame(later Status) bool {
+	var drift, laterDrift DriftKind
+	if s.Drifted != nil {
+		drift = s.Drifted.Kind
+	}
+	if later.Drifted != nil {
+		laterDrift = later.Drifted.Kind
+	}
+	return s.BackupVersion == later.BackupVersion && s.PublicKey == later.PublicKey && s.HoldsKey == later.HoldsKey &&
+		s.TargetsVerified == later.TargetsVerified && s.TargetsUnverified == later.TargetsUnverified &&
+		s.SoftwareVersion == later.SoftwareVersion && drift == laterDrift && slices.Equal(s.OldBackups, later.OldBackups)
+}
 
 // DriftReport tells that the world is not as Keyherald left it.
 type DriftReport struct {

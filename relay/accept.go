@@ -22,51 +22,74 @@ func (e *Engine) Accept(ctx context.Context, n intake.Notification) (intake.Rece
 }
 
 // Unusable keeps a notification that is ours and cannot be acted on, with what is wrong with it.
-func (e *Engine) Unusable(ctx context.Context, n intake.Notification, problem string) (intake.Receipt, error) {
+func (e *Engine) Unusable(ctx context.Context, n intake.Notification, problem intake.Problem) (intake.Receipt, error) {
 	return e.recordOne(ctx, arrival{Notification: n, problem: problem})
 }
 
 // Handshake audits that a sender's request about its subscription was authentic and is being answered.
-func (e *Engine) Handshake(ctx context.Context, source, keyID, kind string) error {
-	return e.db.Txn(ctx, func(ctx context.Context) error {
-		return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: "source:" + source, Action: audit.HandshakeAccepted, Subject: source, Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.Word("kind", kind), audit.ID("key", keyID)}})
-	})
+func (e *Engine) Handshake(ctx context.Context, source audit.SourceName, key audit.CredentialID, kind audit.Handshake) error {
+	return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: audit.BySource(source), Action: audit.HandshakeAccepted, Subject: audit.OfSource(source), Outcome: audit.Accepted,
+		Detail: audit.Detail{audit.Word("kind", kind), audit.ID("key", key)}})
 }
 
-// Refused audits refusals of the unauthenticated, which come in counts, so that they cannot flood the log.
-func (e *Engine) Refused(ctx context.Context, source, reason string, minute time.Time, count int) error {
-	return e.db.Txn(ctx, func(ctx context.Context) error {
-		return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: "source:" + source, Action: audit.NotificationRefused, Subject: source, Outcome: audit.Refused,
-			Detail: audit.Detail{audit.Word("reason", reason), audit.Number("minute", minute.UnixMilli()), audit.Number("count", count)}})
-	})
+// Refused audits refusals, which come in counts, so that they cannot flood the log. No source is named where the one
+// that was called does not exist.
+func (e *Engine) Refused(ctx context.Context, source audit.SourceName, why audit.Refusal, minute time.Time, count int) error {
+	event := audit.Event{Time: e.now(), Actor: audit.ByAnybody(), Action: audit.NotificationRefused, Subject: audit.OfIntake(), Outcome: audit.Refused,
+		Detail: audit.Detail{audit.Word("refusal", why), audit.Time("minute", minute), audit.Number("count", count)}}
+	if source != "" {
+		event.Actor, event.Subject = audit.BySource(source), audit.OfSource(source)
+	}
+	return e.db.Append(ctx, event)
+}
+
+// Ignored audits what changes nothing, in counts as well.
+func (e *Engine) Ignored(ctx context.Context, source audit.SourceName, how audit.Ignored, minute time.Time, count int) error {
+	return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: audit.BySource(source), Action: audit.NotificationIgnored, Subject: audit.OfSource(source),
+		Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("kind", how), audit.Time("minute", minute), audit.Number("count", count)}})
 }
 
 // arrival is a notification as it came; one with a problem is kept and opens nothing.
 type arrival struct {
 	intake.Notification
-	problem string
+	problem intake.Problem
 }
 
 func (a arrival) key() postgres.NotificationKey {
 	return postgres.NotificationKey{Source: a.Source, ID: a.ID}
 }
 
-func (a arrival) actor() string { return "source:" + a.Source }
+func (a arrival) source() audit.SourceName { return audit.SourceName(a.Source) }
+
+func (a arrival) usable() bool { return a.problem == intake.Problem{} }
 
 func (a arrival) change() Change {
-	return Change{Source: a.Source, UserID: id.UserID(a.User), Secret: a.Secret, Actor: a.actor(),
+	return Change{Source: a.Source, UserID: id.UserID(a.User), Secret: a.Secret, Actor: audit.BySource(a.source()),
 		KMS: protocol.KMSRef{Name: a.KMS, Path: a.Path, Version: a.Version}}
 }
 
 // event tells what became of a fresh arrival.
 func (a arrival) event(now time.Time, rotation uuid.NullUUID) audit.Event {
-	event := audit.Event{Time: now, Actor: a.actor(), Action: audit.NotificationUnusable, Subject: a.User, Outcome: audit.Refused,
-		Detail: audit.Detail{audit.ID("id", a.ID), audit.ID("key", a.KeyID), audit.ID("path", a.Path), audit.ID("version", a.Version)}}
-	if a.problem == "" {
-		event.Action, event.Outcome, event.Rotation = audit.NotificationAccepted, audit.Accepted, rotation.UUID
+	event := audit.Event{Time: now, Actor: audit.BySource(a.source()), Action: audit.NotificationAccepted, Subject: audit.OfUser(id.UserID(a.User)), Rotation: rotation.UUID,
+		Outcome: audit.Accepted, Detail: append(a.named(), audit.ID("kms", audit.KMSName(a.KMS)), audit.ID("path", audit.KMSPath(a.Path)), audit.ID("version", audit.KMSVersion(a.Version)))}
+	if a.usable() {
+		return event
+	}
+	event.Action, event.Outcome, event.Detail = audit.NotificationUnusable, audit.Refused, append(event.Detail, audit.Word("refusal", a.problem.Why))
+	if a.problem.Why == audit.RefusedNoUserID || a.User == "" {
+		event.Subject = audit.OfSource(a.source())
 	}
 	return event
+}
+
+// conflict tells that the arrival has the id of another notification.
+func (a arrival) conflict(now time.Time) audit.Event {
+	return audit.Event{Time: now, Actor: audit.BySource(a.source()), Action: audit.NotificationRefused, Subject: audit.OfSource(a.source()), Outcome: audit.Refused,
+		Detail: append(a.named(), audit.Word("refusal", audit.RefusedConflict))}
+}
+
+func (a arrival) named() audit.Detail {
+	return audit.Detail{audit.ID("id", audit.NotificationID(a.ID)), audit.ID("key", audit.CredentialID(a.KeyID))}
 }
 
 func (e *Engine) recordOne(ctx context.Context, a arrival) (intake.Receipt, error) {
@@ -90,6 +113,7 @@ func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt,
 		receipts = make([]intake.Receipt, len(group))
 		var fresh []arrival
 		var changes []Change
+		var conflicts []audit.Event
 		for i, a := range group {
 			if before, ok := known[a.key()]; !ok {
 				receipts[i].Answer = intake.Fresh
@@ -97,13 +121,14 @@ func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt,
 				receipts[i].Answer = intake.Duplicate
 			} else {
 				receipts[i].Answer = intake.Conflict
+				conflicts = append(conflicts, a.conflict(now))
 			}
 			if receipts[i].Answer != intake.Fresh {
 				continue
 			}
-			known[a.key()] = postgres.Notification{NotificationKey: a.key(), KeyID: a.KeyID, Problem: a.problem, BodySHA256: a.BodySHA256}
+			known[a.key()] = postgres.Notification{NotificationKey: a.key(), KeyID: a.KeyID, Problem: a.problem.Text, BodySHA256: a.BodySHA256}
 			fresh = append(fresh, a)
-			if a.problem == "" {
+			if a.usable() {
 				changes = append(changes, a.change())
 			}
 		}
@@ -114,7 +139,7 @@ func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt,
 		kept := make([]postgres.Notification, len(fresh))
 		for i, a := range fresh {
 			kept[i] = known[a.key()]
-			if a.problem == "" {
+			if a.usable() {
 				kept[i].RotationID = uuid.NullUUID{UUID: rotations[0], Valid: true}
 				rotations = rotations[1:]
 			}
@@ -129,7 +154,7 @@ func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt,
 		if err := e.db.InsertNotifications(ctx, kept, now); err != nil {
 			return err
 		}
-		return e.db.Append(ctx, events...)
+		return e.db.Append(ctx, append(events, conflicts...)...)
 	})
 	return receipts, err
 }
@@ -140,7 +165,7 @@ func (e *Engine) lockAndRead(ctx context.Context, group []arrival) (map[postgres
 	var users []id.UserID
 	for i, a := range group {
 		keys[i] = a.key()
-		if a.problem == "" {
+		if a.usable() {
 			users = append(users, id.UserID(a.User))
 		}
 	}

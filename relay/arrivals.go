@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 )
@@ -53,18 +54,23 @@ func (a *Arrivals) Accept(ctx context.Context, n intake.Notification) (intake.Re
 }
 
 // Unusable is Engine.Unusable, together with whatever else arrives.
-func (a *Arrivals) Unusable(ctx context.Context, n intake.Notification, problem string) (intake.Receipt, error) {
+func (a *Arrivals) Unusable(ctx context.Context, n intake.Notification, problem intake.Problem) (intake.Receipt, error) {
 	return a.wait(ctx, arrival{Notification: n, problem: problem})
 }
 
 // Handshake is Engine.Handshake.
-func (a *Arrivals) Handshake(ctx context.Context, source, keyID, kind string) error {
-	return a.engine.Handshake(ctx, source, keyID, kind)
+func (a *Arrivals) Handshake(ctx context.Context, source audit.SourceName, key audit.CredentialID, kind audit.Handshake) error {
+	return a.engine.Handshake(ctx, source, key, kind)
 }
 
 // Refused is Engine.Refused.
-func (a *Arrivals) Refused(ctx context.Context, source, reason string, minute time.Time, count int) error {
-	return a.engine.Refused(ctx, source, reason, minute, count)
+func (a *Arrivals) Refused(ctx context.Context, source audit.SourceName, why audit.Refusal, minute time.Time, count int) error {
+	return a.engine.Refused(ctx, source, why, minute, count)
+}
+
+// Ignored is Engine.Ignored.
+func (a *Arrivals) Ignored(ctx context.Context, source audit.SourceName, how audit.Ignored, minute time.Time, count int) error {
+	return a.engine.Ignored(ctx, source, how, minute, count)
 }
 
 // Waiting is how many notifications wait for their turn.

@@ -3,8 +3,8 @@ package relay
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,60 +22,72 @@ import (
 const wrongTries = 5
 
 // NewCode makes a one-time enrollment code for a user. Only its hash is kept; the caller shows it to the admin once.
-func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration, actor string) (protocol.Code, error) {
-	if _, _, err := user.Parse(); err != nil {
-		return protocol.Code{}, fmt.Errorf("%q is not a Matrix user id (@name:server): %w", user, err)
-	}
-	if life <= 0 || life > 30*24*time.Hour {
-		return protocol.Code{}, errors.New("an enrollment code lives between a moment and 30 days")
-	}
-	code, err := protocol.NewCode(e.bot, e.masterKey)
-	if err != nil {
-		return protocol.Code{}, err
-	}
-	codeID, err := uuid.NewV7()
-	if err != nil {
-		return protocol.Code{}, fmt.Errorf("making a code's id: %w", err)
-	}
-	now := e.now()
-	err = e.db.Txn(ctx, func(ctx context.Context) error {
-		row := postgres.Code{ID: codeID, UserID: user, SHA256: code.Hash(), CreatedAt: now, CreatedBy: actor, ExpiresAt: now.Add(life)}
+func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration, actor audit.Actor) (protocol.Code, error) {
+	var code protocol.Code
+	event := audit.Event{Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUser(user), Outcome: audit.Accepted}
+	err := e.asked(ctx, &event, func(ctx context.Context) error {
+		if _, _, err := user.Parse(); err != nil {
+			return refuse(audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
+		}
+		if life <= 0 || life > 30*24*time.Hour {
+			return refuse(audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life)
+		}
+		codeID, err := uuid.NewV7()
+		if err != nil {
+			return fmt.Errorf("making a code's id: %w", err)
+		}
+		if code, err = protocol.NewCode(e.bot, e.masterKey); err != nil {
+			return err
+		}
+		now := e.now()
+		row := postgres.Code{ID: codeID, UserID: user, SHA256: code.Hash(), CreatedAt: now, CreatedBy: actor.String(), ExpiresAt: now.Add(life)}
 		if err := e.db.PutCode(ctx, row); err != nil {
 			return err
 		}
-		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.CodeCreated, Subject: string(user), Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.ID("code", codeID.String()), audit.Number("expires_at", row.ExpiresAt.UnixMilli())}})
+		event.Time, event.Detail = now, audit.Detail{audit.ID("code", codeID), audit.Time("expires_at", row.ExpiresAt)}
+		return e.db.Append(ctx, event)
 	})
-	return code, err
+	if err != nil {
+		return protocol.Code{}, err
+	}
+	return code, nil
 }
 
-// Revoke ends a device's enrollment. The bot tells the device when it next holds the lease; what else is to be done
-// is for the admin, and Revoke's callers say so.
-func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID, reason, actor string) error {
-	devices, err := e.db.Devices(ctx, user)
-	if err != nil {
-		return err
-	}
-	for _, d := range devices {
-		if d.DeviceID != device {
-			continue
-		}
-		return e.db.Txn(ctx, func(ctx context.Context) error {
-			if err := e.db.SetDeviceState(ctx, d.ID, postgres.Revoked); err != nil {
-				return err
-			}
-			err := e.db.Append(ctx, audit.Event{Time: e.now(), Actor: actor, Action: audit.DeviceRevoked, Subject: actorOf(d), Outcome: audit.Accepted,
-				Detail: audit.Detail{audit.Flag("reason_given", reason != "")}})
+// Revoke ends a device's enrollment; a reason may be given. The bot tells the device when it next holds the lease; what
+// else is to be done is for the admin, and Revoke's callers say so.
+func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID, reason string, actor audit.Actor) error {
+	event := audit.Event{Actor: actor, Action: audit.DeviceRevoked, Subject: audit.OfDevice(user, device), Outcome: audit.Accepted}
+	return e.asked(ctx, &event, func(ctx context.Context) error {
+		event.Time = e.now()
+		if reason != "" {
+			why, err := usableReason(reason)
 			if err != nil {
 				return err
 			}
-			if err := e.takeAway(ctx, d, ""); err != nil {
-				return err
-			}
-			return e.db.Notify(ctx, WorkChannel, "")
-		})
-	}
-	return fmt.Errorf("%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
+			event.Detail = audit.Detail{audit.Text("reason", why)}
+		}
+		devices, err := e.db.Devices(ctx, user)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(devices, func(d postgres.Device) bool { return d.UserID == user && d.DeviceID == device })
+		if i < 0 {
+			return refuse(audit.RefusedUnknownDevice, "%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
+		}
+		if devices[i].State == postgres.Revoked {
+			return refuse(audit.RefusedAlreadySo, "%s of %s is revoked already: %w", device, user, ErrNotPossible)
+		}
+		if err := e.db.SetDeviceState(ctx, devices[i].ID, postgres.Revoked); err != nil {
+			return err
+		}
+		if err := e.db.Append(ctx, event); err != nil {
+			return err
+		}
+		if err := e.takeAway(ctx, devices[i], ""); err != nil {
+			return err
+		}
+		return e.db.Notify(ctx, WorkChannel, "")
+	})
 }
 
 // takeAway makes the open rotations that a device was working on due again, since it is enrolled no more: another device
@@ -104,8 +116,8 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol
 		if err := e.db.UpdateRotation(ctx, r, e.now()); err != nil {
 			return err
 		}
-		err = e.db.Append(ctx, audit.Event{Time: e.now(), Actor: "relay", Action: audit.RotationReassigned, Subject: string(r.UserID), Rotation: r.ID,
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("from", string(d.DeviceID))}})
+		err = e.db.Append(ctx, audit.Event{Time: e.now(), Actor: audit.ByRelay(), Action: audit.RotationReassigned, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("from", d.DeviceID)}})
 		if err != nil {
 			return err
 		}
@@ -116,7 +128,7 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol
 func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	var request protocol.EnrollRequest
 	if json.Unmarshal(message.Content, &request) != nil || request.Validate() != nil {
-		return s.unusable(ctx, message, "malformed_enrollment")
+		return s.unusable(ctx, message, audit.RefusedMalformedEnrollment)
 	}
 	now := s.now()
 	device, refusal, err := s.judge(ctx, message, request, now)
@@ -124,17 +136,17 @@ func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 		return err
 	}
 	response := protocol.EnrollResponse{Accepted: refusal == "", Reason: refusal}
-	event := audit.Event{Time: now, Actor: string(message.Sender) + "/" + string(request.DeviceID), Subject: string(message.Sender) + "/" + string(request.DeviceID)}
+	event := audit.Event{Time: now, Actor: audit.ByDevice(message.Sender, request.DeviceID), Subject: audit.OfDevice(message.Sender, request.DeviceID)}
 	if refusal == "" {
 		if response.SequenceFloor, err = s.db.LastSequence(ctx, message.Sender); err != nil {
 			return err
 		}
 		event.Action, event.Outcome = audit.DeviceEnrolled, audit.Accepted
 		event.Detail = audit.Detail{audit.Fingerprint("signing_key_sha256", device.SigningKey), audit.Fingerprint("master_key_sha256", device.MasterKey),
-			audit.ID("device", device.ID.String())}
+			audit.ID("device", device.ID)}
 	} else {
 		event.Action, event.Outcome = audit.EnrollmentRefused, audit.Refused
-		event.Detail = audit.Detail{audit.Word("reason", refusal)}
+		event.Detail = audit.Detail{audit.Word("refusal", refusal)}
 	}
 	if err := s.db.Append(ctx, event); err != nil {
 		return err
@@ -159,8 +171,8 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 	if !ok {
 		burned, err := s.db.WrongTry(ctx, message.Sender, now, wrongTries)
 		if err == nil && burned > 0 {
-			err = s.db.Append(ctx, audit.Event{Time: now, Actor: string(message.Sender), Action: audit.CodeBurned, Subject: string(message.Sender),
-				Outcome: audit.Refused, Detail: audit.Detail{audit.Number("codes", burned)}})
+			err = s.db.Append(ctx, audit.Event{Time: now, Actor: audit.BySender(message.Sender), Action: audit.CodeBurned, Subject: audit.OfUser(message.Sender),
+				Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedWrongTries), audit.Number("codes", burned)}})
 		}
 		return none, protocol.RefusedCodeUnknown, err
 	}

@@ -17,7 +17,7 @@ import (
 // Change is a secret's new version in a KMS, as a source told it.
 type Change struct {
 	Source string
-	Actor  string
+	Actor  audit.Actor
 	UserID id.UserID
 	Secret string
 	KMS    protocol.KMSRef
@@ -137,7 +137,7 @@ func (o *opening) take(change Change) (uuid.UUID, error) {
 			late = true
 		} else if !other.Facts.State.Ended() {
 			o.overtaken = append(o.overtaken, other.ID)
-			o.supersede(other, change.Actor, audit.ID("by", rotationID.String()))
+			o.supersede(other, change.Actor, audit.ID("by", rotationID))
 		}
 	}
 	if late {
@@ -163,8 +163,8 @@ func (o *opening) echo(change Change, others []*postgres.Rotation) (uuid.UUID, b
 	return uuid.Nil, false
 }
 
-func (o *opening) supersede(r *postgres.Rotation, actor string, why audit.Field) {
+func (o *opening) supersede(r *postgres.Rotation, actor audit.Actor, why audit.Field) {
 	r.Facts.State, r.EndedAt = rotation.Superseded, o.now
-	o.events = append(o.events, audit.Event{Time: o.now, Actor: actor, Action: audit.RotationSuperseded, Subject: string(r.UserID), Rotation: r.ID,
+	o.events = append(o.events, audit.Event{Time: o.now, Actor: actor, Action: audit.RotationSuperseded, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 		Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("state", r.Facts.State), why}})
 }

@@ -214,13 +214,13 @@ func (c *Reconciler) relay(ctx context.Context, w postgres.Watched) error {
 		if err := c.db.PutReconciled(ctx, []postgres.Watched{w}, now); err != nil || !found {
 			return err
 		}
-		rotations, events, err := c.open(ctx, []Change{{Source: sourceReconcile, Actor: "reconcile:" + c.KMS, UserID: w.UserID, Secret: w.Secret,
+		rotations, events, err := c.open(ctx, []Change{{Source: sourceReconcile, Actor: audit.ByReconciler(audit.KMSName(c.KMS)), UserID: w.UserID, Secret: w.Secret,
 			KMS: protocol.KMSRef{Name: w.KMS, Path: w.Path, Version: w.Version}}}, now)
 		if err != nil {
 			return err
 		}
-		events = append(events, audit.Event{Time: now, Actor: "reconcile:" + c.KMS, Action: audit.ChangeFound, Subject: string(w.UserID), Rotation: rotations[0],
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("path", w.Path), audit.ID("version", w.Version)}})
+		events = append(events, audit.Event{Time: now, Actor: audit.ByReconciler(audit.KMSName(c.KMS)), Action: audit.ChangeFound, Subject: audit.OfUser(w.UserID), Rotation: rotations[0],
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("kms", audit.KMSName(w.KMS)), audit.ID("path", audit.KMSPath(w.Path)), audit.ID("version", audit.KMSVersion(w.Version))}})
 		return c.db.Append(ctx, events...)
 	})
 	if err == nil {

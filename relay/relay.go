@@ -63,12 +63,12 @@ func New(config Config) (*Engine, error) {
 	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, now: config.Now, log: config.Log}, nil
 }
 
-func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor string, fields ...audit.Field) error {
+func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor audit.Actor, fields ...audit.Field) error {
 	now := e.now()
 	if err := e.db.UpdateRotation(ctx, r, now); err != nil {
 		return err
 	}
-	return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: action, Subject: string(r.UserID), Rotation: r.ID,
+	return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: action, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 		Outcome: audit.Accepted, Detail: append(audit.Detail{audit.Word("state", r.Facts.State)}, fields...)})
 }
 
@@ -88,7 +88,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 				return err
 			}
 			r.Facts.State = rotation.TimedOut
-			return e.end(ctx, r, audit.RotationTimedOut, "relay")
+			return e.end(ctx, r, audit.RotationTimedOut, audit.ByRelay())
 		})
 		if err != nil {
 			return err

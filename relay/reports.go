@@ -2,12 +2,13 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -21,8 +22,10 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	}
 	if wentBack, err := s.marked(ctx, device, report.ReportID, report.Store); err != nil {
 		return err
-	} else if wentBack || report.Error != nil && report.Error.Code == protocol.StoreWentBackwards {
-		return s.wentBack(ctx, device, report.ReportID, report.Store, now)
+	} else if wentBack {
+		return s.wentBack(ctx, device, audit.RefusedStoreBranched, report.ReportID, report.Store, now)
+	} else if report.Error != nil && report.Error.Code == protocol.StoreWentBackwards {
+		return s.wentBack(ctx, device, audit.RefusedStoreConfessed, report.ReportID, report.Store, now)
 	}
 	if err := s.db.SawDevice(ctx, device.ID, now, nil); err != nil {
 		return err
@@ -32,8 +35,8 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 		return err
 	}
 	if !ok || r.UserID != device.UserID {
-		return s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.MessageUnusable, Subject: string(device.UserID),
-			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "unknown_rotation"), audit.ID("rotation", report.RotationID.String())}})
+		return s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.MessageUnusable, Subject: audit.OfUser(device.UserID),
+			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedUnknownRotation), audit.ID("rotation", report.RotationID)}})
 	}
 	if err := s.bind(ctx, &r, report, now); err != nil {
 		return err
@@ -62,8 +65,8 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	}
 	for _, delivery := range report.Deliveries {
 		err := s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.DeliveryReported,
-			Subject: string(device.UserID) + "/" + string(delivery.DeviceID), Rotation: r.ID, Outcome: audit.Reported,
-			Detail: audit.Detail{audit.Word("outcome", delivery.Outcome), audit.Words("forms", delivery.Forms)}})
+			Subject: audit.OfDevice(device.UserID, delivery.DeviceID), Rotation: r.ID, Outcome: audit.Reported,
+			Detail: audit.Detail{audit.Word("outcome", delivery.Outcome), audit.Words("forms", formsOf(delivery))}})
 		if err != nil {
 			return err
 		}
@@ -78,21 +81,21 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	}
 	switch r.Facts.State {
 	case rotation.Done:
-		return s.end(ctx, r, audit.RotationDone, "relay", audit.ID("backup_version", r.Facts.BackupVersion))
+		return s.end(ctx, r, audit.RotationDone, audit.ByRelay(), audit.ID("backup_version", id.KeyBackupVersion(r.Facts.BackupVersion)))
 	case rotation.Failed:
-		return s.end(ctx, r, audit.RotationFailed, "relay", audit.Word("error", r.Facts.Failure))
+		return s.end(ctx, r, audit.RotationFailed, audit.ByRelay(), audit.Word("error", r.Facts.Failure))
 	}
 	return nil
 }
 
 func progressEvent(device postgres.Device, r postgres.Rotation, report protocol.Progress, now time.Time) audit.Event {
-	detail := audit.Detail{audit.Word("stage", report.Stage), audit.Number("attempt", report.Attempt), audit.ID("report", report.ReportID.String())}
+	detail := audit.Detail{audit.Word("stage", report.Stage), audit.Number("attempt", report.Attempt), audit.ID("report", report.ReportID)}
 	if report.KMSVersion != "" {
-		detail = append(detail, audit.ID("kms_version", report.KMSVersion))
+		detail = append(detail, audit.ID("kms_version", audit.KMSVersion(report.KMSVersion)))
 	}
 	if report.Backup != nil {
-		detail = append(detail, audit.ID("backup_version", report.Backup.Version), audit.ID("old_backup_version", report.Backup.OldVersion),
-			audit.Flag("created", report.Backup.Created), audit.Fingerprint("public_key_sha256", report.Backup.PublicKey))
+		detail = append(detail, audit.ID("backup_version", id.KeyBackupVersion(report.Backup.Version)), audit.ID("old_backup_version", id.KeyBackupVersion(report.Backup.OldVersion)),
+			audit.Flag("created", report.Backup.Created), audit.Fingerprint("public_key_sha256", audit.PublicKey(report.Backup.PublicKey)))
 	}
 	if report.Carried != nil {
 		detail = append(detail, audit.Number("total", report.Carried.Total), audit.Number("carried", report.Carried.Carried),
@@ -105,44 +108,24 @@ func progressEvent(device postgres.Device, r postgres.Rotation, report protocol.
 		// The message is the device's free text and stays out: the code is the vocabulary.
 		detail = append(detail, audit.Word("error", report.Error.Code), audit.Flag("retryable", report.Error.Retryable))
 	}
-	return audit.Event{Time: now, Actor: actorOf(device), Action: audit.ProgressReported, Subject: string(device.UserID), Rotation: r.ID,
+	return audit.Event{Time: now, Actor: actorOf(device), Action: audit.ProgressReported, Subject: audit.OfUser(device.UserID), Rotation: r.ID,
 		Outcome: audit.Reported, Detail: detail}
 }
 
-func actorOf(device postgres.Device) string {
-	return string(device.UserID) + "/" + string(device.DeviceID)
+func actorOf(device postgres.Device) audit.Actor {
+	return audit.ByDevice(device.UserID, device.DeviceID)
 }
 
-func (s *Session) status(ctx context.Context, device postgres.Device, status protocol.Status, raw json.RawMessage) error {
-	now := s.now()
-	first, err := s.db.FirstReport(ctx, status.ReportID, uuid.NullUUID{}, device.ID, now)
-	if err != nil || !first {
-		return err
+func subjectOf(device postgres.Device) audit.Subject {
+	return audit.OfDevice(device.UserID, device.DeviceID)
+}
+
+func formsOf(delivery protocol.Delivery) []msc4385.Form {
+	forms := make([]msc4385.Form, len(delivery.Forms))
+	for i, form := range delivery.Forms {
+		forms[i] = msc4385.Form(form)
 	}
-	if wentBack, err := s.marked(ctx, device, status.ReportID, status.Store); err != nil {
-		return err
-	} else if wentBack {
-		return s.wentBack(ctx, device, status.ReportID, status.Store, now)
-	}
-	if err := s.db.SawDevice(ctx, device.ID, now, raw); err != nil {
-		return err
-	}
-	detail := audit.Detail{audit.ID("backup_version", status.BackupVersion), audit.Flag("holds_key", status.HoldsKey),
-		audit.Number("count", status.Count), audit.Number("targets_verified", status.TargetsVerified), audit.Number("targets_unverified", status.TargetsUnverified)}
-	action := audit.StatusReported
-	if status.Drifted != nil {
-		action = audit.DriftReported
-		detail = append(detail, audit.Word("drift", status.Drifted.Kind))
-	}
-	err = s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: action, Subject: string(device.UserID), Outcome: audit.Reported, Detail: detail})
-	if err != nil {
-		return err
-	}
-	if err := s.adopted(ctx, device, status, now); err != nil {
-		return err
-	}
-	// Offline was waiting, not failure: a device that is back is worth another look.
-	return s.db.Notify(ctx, WorkChannel, "")
+	return forms
 }
 
 // adopted is claimed only here: a managed receiver itself says that it holds the key of a rotation's version.
@@ -165,7 +148,7 @@ func (s *Session) adopted(ctx context.Context, device postgres.Device, status pr
 		if !changed {
 			continue
 		}
-		err = s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.DeliveryReported, Subject: actorOf(device), Rotation: r.ID,
+		err = s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.DeliveryReported, Subject: subjectOf(device), Rotation: r.ID,
 			Outcome: audit.Reported, Detail: audit.Detail{audit.Word("outcome", protocol.OutcomeAdopted)}})
 		if err != nil {
 			return err

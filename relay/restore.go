@@ -30,13 +30,15 @@ type Restored struct {
 // Restore declares that the database was put back to an earlier state. The bot gets a new device, since a ratchet that
 // went back must not be used; sequences jump; rotations that were under way are triggered again, and their devices
 // answer from their own journals; and the gap stands in the log.
-func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason, actor string) (Restored, error) {
-	if reason == "" || len(reason) > 500 {
-		return Restored{}, errors.New("a reason of 1 to 500 bytes is needed: it stands in the audit log")
-	}
+func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, actor audit.Actor) (Restored, error) {
 	restored := Restored{NewDevice: fresh}
-	err := e.db.Txn(ctx, func(ctx context.Context) error {
+	event := audit.Event{Actor: actor, Action: audit.DatabaseRestored, Subject: audit.OfDatabase(), Outcome: audit.Accepted}
+	err := e.asked(ctx, &event, func(ctx context.Context) error {
 		now := e.now()
+		why, err := usableReason(reason)
+		if err != nil {
+			return err
+		}
 		last, since, err := e.db.LastEvent(ctx)
 		if err != nil {
 			return err
@@ -56,11 +58,11 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason, actor s
 		if err := e.db.MoveRotations(ctx, ids(working), rotation.Received, "", now); err != nil {
 			return err
 		}
-		events := []audit.Event{{Time: now, Actor: actor, Action: audit.DatabaseRestored, Subject: "database", Outcome: audit.Accepted, Detail: audit.Detail{
-			audit.ID("reason", reason), audit.ID("last_event", last.String()), audit.Number("gap_from", since.UnixMilli()), audit.Number("gap_to", now.UnixMilli()),
-			audit.ID("old_bot_device", string(restored.OldDevice)), audit.ID("new_bot_device", string(fresh)), audit.Number("retriggered", len(working))}}}
+		event.Time, event.Detail = now, audit.Detail{audit.Text("reason", why), audit.ID("last_event", last), audit.Time("gap_from", since), audit.Time("gap_to", now),
+			audit.ID("old_bot_device", restored.OldDevice), audit.ID("new_bot_device", fresh), audit.Number("retriggered", len(working))}
+		events := []audit.Event{event}
 		for _, r := range working {
-			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: string(r.UserID), Rotation: r.ID,
+			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 				Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", r.Facts.State), audit.Flag("restored", true)}})
 		}
 		if err := e.db.Append(ctx, events...); err != nil {

@@ -2,8 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"github.com/google/uuid"
 
@@ -12,17 +10,14 @@ import (
 	"github.com/keyherald/keyherald/rotation"
 )
 
-// ErrNotPossible means that the rotation is not in a state for what was asked; the error says what to do instead.
-var ErrNotPossible = errors.New("not possible now")
-
 // Retry asks for another attempt at a rotation that is open or came to nothing. The device goes on from where it was.
-func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor string) error {
-	return e.change(ctx, rotationID, func(ctx context.Context, r postgres.Rotation) error {
+func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
+	return e.change(ctx, rotationID, audit.RotationRetried, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if !r.Facts.State.Retryable() {
-			return fmt.Errorf("rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
+			return refuse(audit.RefusedEnded, "rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		if r.Held {
-			return fmt.Errorf("rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
+			return refuse(audit.RefusedHeld, "rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
 		}
 		before := r.Facts.State
 		r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""
@@ -30,31 +25,33 @@ func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor string) 
 		if err := e.db.UpdateRotation(ctx, r, now); err != nil {
 			return err
 		}
-		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: string(r.UserID), Rotation: r.ID,
+		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", before)}})
 	})
 }
 
 // Cancel ends an open rotation; the device is told to stop where it is. What is done stays done.
-func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor string) error {
-	return e.change(ctx, rotationID, func(ctx context.Context, r postgres.Rotation) error {
+func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
+	return e.change(ctx, rotationID, audit.RotationCancelled, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if r.Facts.State.Ended() {
-			return fmt.Errorf("rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
+			return refuse(audit.RefusedEnded, "rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Cancelled, "", ""
 		return e.end(ctx, r, audit.RotationCancelled, actor)
 	})
 }
 
-func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, do func(context.Context, postgres.Rotation) error) error {
-	return e.db.Txn(ctx, func(ctx context.Context) error {
+func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, action audit.Action, actor audit.Actor, do func(context.Context, postgres.Rotation) error) error {
+	event := audit.Event{Actor: actor, Action: action, Subject: audit.OfRotations(), Rotation: rotationID}
+	return e.asked(ctx, &event, func(ctx context.Context) error {
 		r, ok, err := e.db.LockRotation(ctx, rotationID)
 		if err != nil {
 			return err
 		}
 		if !ok {
-			return fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", rotationID)
+			return refuse(audit.RefusedUnknownRotation, "there is no rotation %s: `keyherald rotations list` shows them", rotationID)
 		}
+		event.Subject = audit.OfUser(r.UserID)
 		if err := do(ctx, r); err != nil {
 			return err
 		}

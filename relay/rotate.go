@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -33,75 +32,87 @@ type RotateRequest struct {
 const sourceAdmin = "admin"
 
 // Rotate opens a rotation whose key the device makes. Excluded devices, rotation and events commit together.
-func (e *Engine) Rotate(ctx context.Context, request RotateRequest, actor string) (opened uuid.UUID, err error) {
-	if _, _, err := request.UserID.Parse(); err != nil {
-		return opened, fmt.Errorf("%q is not a Matrix user id (@name:server): %w", request.UserID, err)
-	}
-	if (request.KMS == "") != (request.Path == "") {
-		return opened, errors.New("the KMS and the path of the key belong together: name both, or neither")
-	}
-	err = e.db.Txn(ctx, func(ctx context.Context) error {
-		now := e.now()
+func (e *Engine) Rotate(ctx context.Context, request RotateRequest, actor audit.Actor) (opened uuid.UUID, err error) {
+	event := audit.Event{Actor: actor, Action: audit.RotationAsked, Subject: audit.OfUser(request.UserID), Outcome: audit.Accepted}
+	err = e.asked(ctx, &event, func(ctx context.Context) error {
+		if _, _, err := request.UserID.Parse(); err != nil {
+			return refuse(audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", request.UserID, err)
+		}
+		if (request.KMS == "") != (request.Path == "") {
+			return refuse(audit.RefusedHalfPlace, "the KMS and the path of the key belong together: name both, or neither")
+		}
+		event.Time = e.now()
 		if err := e.db.LockArrivals(ctx, nil, []id.UserID{request.UserID}); err != nil {
 			return err
 		}
-		change := Change{Source: sourceAdmin, Actor: actor, UserID: request.UserID, Secret: protocol.SecretMegolmBackup, Reason: request.Reason,
-			Action: protocol.ActionRotate, ReplaceRecovery: request.ReplaceRecovery, KMS: protocol.KMSRef{Name: request.KMS, Path: request.Path}}
-		if request.KMS == "" {
-			place, ok, err := e.db.LastPlace(ctx, request.UserID, change.Secret)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return fmt.Errorf("%s had no rotation yet, so it is not known where his key is: name the KMS and the path (--kms, --path), as the device's account file has them", request.UserID)
-			}
-			change.KMS.Name, change.KMS.Path = place.KMS, place.Path
-		}
-		if request.OldBackupGrace != nil {
-			seconds := protocol.Seconds(request.OldBackupGrace.Seconds())
-			change.OldBackupGrace = &seconds
-		}
-		if err := e.db.Exclude(ctx, request.UserID, request.Exclude, actor, now); err != nil {
+		change, err := e.asChange(ctx, request, actor)
+		if err != nil {
 			return err
 		}
-		rotations, events, err := e.open(ctx, []Change{change}, now)
+		if err := e.db.Exclude(ctx, request.UserID, request.Exclude, actor.String(), event.Time); err != nil {
+			return err
+		}
+		rotations, events, err := e.open(ctx, []Change{change}, event.Time)
 		if err != nil {
 			return err
 		}
 		opened = rotations[0]
-		events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationAsked, Subject: string(request.UserID), Rotation: opened, Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.Word("reason", request.Reason), audit.Words("exclude", request.Exclude), audit.ID("path", change.KMS.Path),
-				audit.Flag("replace_recovery_key", request.ReplaceRecovery)}})
-		return e.db.Append(ctx, events...)
+		event.Rotation = opened
+		event.Detail = audit.Detail{audit.IDs("exclude", request.Exclude), audit.ID("kms", audit.KMSName(change.KMS.Name)), audit.ID("path", audit.KMSPath(change.KMS.Path)),
+			audit.Flag("replace_recovery_key", request.ReplaceRecovery)}
+		if request.Reason != rotation.ReasonChanged {
+			event.Detail = append(event.Detail, audit.Word("reason", request.Reason))
+		}
+		return e.db.Append(ctx, append(events, event)...)
 	})
 	return opened, err
 }
 
+func (e *Engine) asChange(ctx context.Context, request RotateRequest, actor audit.Actor) (Change, error) {
+	change := Change{Source: sourceAdmin, Actor: actor, UserID: request.UserID, Secret: protocol.SecretMegolmBackup, Reason: request.Reason,
+		Action: protocol.ActionRotate, ReplaceRecovery: request.ReplaceRecovery, KMS: protocol.KMSRef{Name: request.KMS, Path: request.Path}}
+	if request.OldBackupGrace != nil {
+		seconds := protocol.Seconds(request.OldBackupGrace.Seconds())
+		change.OldBackupGrace = &seconds
+	}
+	if request.KMS != "" {
+		return change, nil
+	}
+	place, ok, err := e.db.LastPlace(ctx, request.UserID, change.Secret)
+	if err == nil && !ok {
+		err = refuse(audit.RefusedUnknownPlace, "%s had no rotation yet, so it is not known where his key is: name the KMS and the path (--kms, --path), as the device's account file has them", request.UserID)
+	}
+	change.KMS.Name, change.KMS.Path = place.KMS, place.Path
+	return change, err
+}
+
 // Include lifts an exclusion: the device gets the key with the next word to the user's managed device.
-func (e *Engine) Include(ctx context.Context, user id.UserID, device id.DeviceID, actor string) error {
-	return e.db.Txn(ctx, func(ctx context.Context) error {
+func (e *Engine) Include(ctx context.Context, user id.UserID, device id.DeviceID, actor audit.Actor) error {
+	event := audit.Event{Actor: actor, Action: audit.ExclusionLifted, Subject: audit.OfDevice(user, device), Outcome: audit.Accepted}
+	return e.asked(ctx, &event, func(ctx context.Context) error {
+		event.Time = e.now()
 		lifted, err := e.db.Include(ctx, user, device)
 		if err != nil {
 			return err
 		}
 		if !lifted {
-			return fmt.Errorf("%s of %s is not excluded: %w", device, user, ErrNotPossible)
+			return refuse(audit.RefusedAlreadySo, "%s of %s is not excluded: %w", device, user, ErrNotPossible)
 		}
-		return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: actor, Action: audit.ExclusionLifted, Subject: string(user) + "/" + string(device), Outcome: audit.Accepted})
+		return e.db.Append(ctx, event)
 	})
 }
 
 // Repeat asks the device that did a rotation to push its key to every target once more.
-func (e *Engine) Repeat(ctx context.Context, rotationID uuid.UUID, actor string) error {
-	return e.change(ctx, rotationID, func(ctx context.Context, r postgres.Rotation) error {
+func (e *Engine) Repeat(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
+	return e.change(ctx, rotationID, audit.RepeatAsked, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if !r.Facts.Pushed || r.Facts.State == rotation.Superseded {
-			return fmt.Errorf("rotation %s is %s: %w: only the key that was pushed last can be pushed again", r.ID, r.Facts.State, ErrNotPossible)
+			return refuse(audit.RefusedNotPushed, "rotation %s is %s: %w: only the key that was pushed last can be pushed again", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		now := e.now()
 		if err := e.db.AskRepeat(ctx, r.ID, now); err != nil {
 			return err
 		}
-		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RepeatAsked, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted})
+		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RepeatAsked, Subject: audit.OfUser(r.UserID), Rotation: r.ID, Outcome: audit.Accepted})
 	})
 }
 

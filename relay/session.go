@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/internal/sabotage"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
@@ -19,26 +22,44 @@ import (
 	"github.com/keyherald/keyherald/todevice"
 )
 
+// strangersPerMinute is how many messages of users who have neither a device nor had a code are decrypted in a minute
+// while a code is open: enough to tell somebody that his code is another user's, and no flood of the log.
+const strangersPerMinute = 60
+
 // Session is the engine while this replica holds the bot: it reads what devices send and writes what they are to do.
 type Session struct {
 	*Engine
 	endpoint *todevice.Endpoint
+
+	mu        sync.Mutex // guards the rest
+	minute    time.Time
+	strangers int
+	told      time.Time // the minute of the last look at what was dropped
 }
 
 // Session binds the engine to the bot's endpoint, whose fence is the bot's lease.
-func (e *Engine) Session(endpoint *todevice.Endpoint) *Session { return &Session{e, endpoint} }
+func (e *Engine) Session(endpoint *todevice.Endpoint) *Session {
+	return &Session{Engine: e, endpoint: endpoint}
+}
 
 // Admit drops what is not encrypted, and what comes from users who have nothing to do with us, before decryption.
+// tellDropped counts in the audit log what was dropped.
 func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
+	drop := func(why audit.Refusal) (todevice.Admission, error) {
+		return todevice.Admission{Drop: string(why)}, nil
+	}
 	if envelope.Type != event.ToDeviceEncrypted.Type {
-		return todevice.Admission{Drop: "not encrypted"}, nil
+		return drop(audit.RefusedNotEncrypted)
 	}
-	known, err := s.db.Knows(ctx, envelope.Sender, s.now())
-	if err != nil {
+	ours, anyone, err := s.db.Knows(ctx, envelope.Sender, s.now())
+	switch {
+	case err != nil:
 		return todevice.Admission{}, err
-	}
-	if !known {
-		return todevice.Admission{Drop: "the sender has neither an enrollment nor an open code"}, nil
+	case ours:
+	case !anyone:
+		return drop(audit.RefusedUnknownSender)
+	case !s.mayStranger():
+		return drop(audit.RefusedTooMany)
 	}
 	var content struct {
 		SenderKey id.Curve25519 `json:"sender_key"`
@@ -54,10 +75,63 @@ func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 	return todevice.Admission{Identity: !enrolled || enrolling || device.State != postgres.Enrolled}, err
 }
 
+// mayStranger counts one message of a stranger, and reports whether it may be decrypted.
+func (s *Session) mayStranger() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if minute := s.now().Truncate(time.Minute); !minute.Equal(s.minute) {
+		s.minute, s.strangers = minute, 0
+	}
+	s.strangers++
+	return s.strangers <= strangersPerMinute
+}
+
+// tellDropped counts in the audit log, once a minute, the messages that were dropped in minutes that are over.
+func (s *Session) tellDropped(ctx context.Context) error {
+	now := s.now()
+	minute := now.Truncate(time.Minute)
+	s.mu.Lock()
+	told := s.told.Equal(minute)
+	s.mu.Unlock()
+	if told {
+		return nil
+	}
+	err := s.db.Txn(ctx, func(ctx context.Context) error {
+		dropped, err := s.db.CountDropped(ctx, minute)
+		if err != nil {
+			return err
+		}
+		events := make([]audit.Event, len(dropped))
+		for i, d := range dropped {
+			events[i] = audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.MessageDropped, Subject: audit.OfMessages(), Outcome: audit.Refused,
+				Detail: audit.Detail{audit.Word("refusal", audit.Refusal(d.Reason)), audit.Time("minute", d.Minute), audit.Number("count", d.Count)}}
+		}
+		return s.db.Append(ctx, events...)
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = minute
+	return nil
+}
+
+// Unwedged audits that a new Olm session with a device is opened.
+func (s *Session) Unwedged(ctx context.Context, device crosssigning.Device) error {
+	return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.ByRelay(), Action: audit.SessionReopened, Subject: audit.OfDevice(device.UserID, device.DeviceID), Outcome: audit.Accepted})
+}
+
 // Undecryptable audits what could not be read.
 func (s *Session) Undecryptable(ctx context.Context, envelope todevice.Envelope, _ string) error {
-	return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: string(envelope.Sender), Action: audit.MessageUndecryptable,
-		Subject: string(envelope.Sender), Outcome: audit.Refused, Detail: audit.Detail{audit.ID("envelope", envelope.ID)}})
+	return s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.BySender(envelope.Sender), Action: audit.MessageUndecryptable,
+		Subject: audit.OfUser(envelope.Sender), Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedUndecryptable), envelopeID(envelope)}})
+}
+
+// envelopeID names a message by the id that it has in the inbox.
+func envelopeID(envelope todevice.Envelope) audit.Field {
+	parsed, _ := uuid.Parse(envelope.ID)
+	return audit.ID("envelope", parsed)
 }
 
 // Handle acts on one message from a device, in the transaction of its decryption.
@@ -70,37 +144,37 @@ func (s *Session) Handle(ctx context.Context, message *todevice.Message) error {
 		return err
 	}
 	if !ok || device.SigningKey != message.SenderSigningKey || device.State != postgres.Enrolled {
-		return s.unusable(ctx, message, "not_enrolled")
+		return s.unusable(ctx, message, audit.RefusedNotEnrolled)
 	}
 	switch message.Type {
 	case protocol.TypeProgress.Type:
 		var report protocol.Progress
 		if json.Unmarshal(message.Content, &report) != nil || report.Validate() != nil {
-			return s.unusable(ctx, message, "malformed_progress")
+			return s.unusable(ctx, message, audit.RefusedMalformedProgress)
 		}
 		return s.progress(ctx, device, report)
 	case protocol.TypeStatus.Type:
 		var status protocol.Status
 		if json.Unmarshal(message.Content, &status) != nil || status.Validate() != nil {
-			return s.unusable(ctx, message, "malformed_status")
+			return s.unusable(ctx, message, audit.RefusedMalformedStatus)
 		}
 		return s.status(ctx, device, status, message.Content)
 	case event.ToDeviceDummy.Type:
 		return nil
 	default:
-		return s.unusable(ctx, message, "unknown_type")
+		return s.unusable(ctx, message, audit.RefusedUnknownType)
 	}
 }
 
 // unusable audits a message and tells the endpoint to put it away: the audit event must commit, so it is no rollback.
-func (s *Session) unusable(ctx context.Context, message *todevice.Message, reason string) error {
-	err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: string(message.Sender), Action: audit.MessageUnusable,
-		Subject: string(message.Sender), Outcome: audit.Refused,
-		Detail: audit.Detail{audit.ID("envelope", message.ID), audit.Word("reason", reason)}})
+func (s *Session) unusable(ctx context.Context, message *todevice.Message, why audit.Refusal) error {
+	err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.BySender(message.Sender), Action: audit.MessageUnusable,
+		Subject: audit.OfUser(message.Sender), Outcome: audit.Refused,
+		Detail: audit.Detail{audit.Word("refusal", why), envelopeID(message.Envelope)}})
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %s", todevice.ErrUnusable, reason)
+	return fmt.Errorf("%w: %s", todevice.ErrUnusable, why)
 }
 
 // Sent records what the homeserver said of messages, in the transaction that marks them in the outbox.
@@ -111,6 +185,10 @@ func (s *Session) Sent(ctx context.Context, keys []string, refusal string) error
 	for _, key := range keys {
 		kind, rest, _ := strings.Cut(key, "/")
 		if kind != "trigger" {
+			if refusal != "" {
+				events = append(events, audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.MessageRefused, Subject: audit.OfUser(s.bot), Outcome: audit.Refused,
+					Detail: audit.Detail{audit.Word("refusal", audit.RefusedByHomeserver), audit.Word("message", audit.Message(kind))}})
+			}
 			continue
 		}
 		rotationKey, number, _ := strings.Cut(rest, "/")
@@ -122,10 +200,10 @@ func (s *Session) Sent(ctx context.Context, keys []string, refusal string) error
 		if err != nil {
 			return fmt.Errorf("reading outbox key %q: %w", key, err)
 		}
-		event := audit.Event{Time: now, Actor: "relay", Action: audit.TriggerSent, Subject: string(s.bot), Rotation: rotationID,
+		event := audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.TriggerSent, Subject: audit.OfUser(s.bot), Rotation: rotationID,
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", attempt)}}
 		if refusal != "" {
-			event.Action, event.Outcome = audit.TriggerRefused, audit.Refused
+			event.Action, event.Outcome, event.Detail = audit.TriggerRefused, audit.Refused, append(event.Detail, audit.Word("refusal", audit.RefusedByHomeserver))
 			if err := s.refused(ctx, rotationID); err != nil {
 				return err
 			}

@@ -2,7 +2,8 @@ package relay
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,32 +43,64 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 		}
 		r.Held, r.HeldFor = true, rotation.HoldStorm
 		r.NextAction = "admin: too many users changed at once: if that is meant, release it (keyherald rotations release " + r.ID.String() + ", or --all)"
-		events = append(events, audit.Event{Time: now, Actor: "relay", Action: audit.RotationHeld, Subject: string(r.UserID), Rotation: r.ID,
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("users_changed", changed), audit.Number("users_enrolled", enrolled)}})
+		events = append(events, audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.RotationHeld, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("for", rotation.HoldStorm), audit.Number("users_changed", changed), audit.Number("users_enrolled", enrolled)}})
 	}
 	return events, nil
 }
 
 // Release lets held rotations go: those named, or all for none named. It returns how many.
-func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor string) (released int, err error) {
+func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Actor) (released int, err error) {
+	var held []postgres.Rotation
 	err = e.db.Txn(ctx, func(ctx context.Context) error {
 		now := e.now()
-		held, err := e.db.ReleaseRotations(ctx, keys, now)
-		if err != nil {
+		if held, err = e.db.ReleaseRotations(ctx, keys, now); err != nil {
 			return err
 		}
-		if len(held) < len(keys) {
-			return fmt.Errorf("%d of these %d rotations are held: %w: `keyherald rotations list --open` shows them", len(held), len(keys), ErrNotPossible)
+		if len(held) == 0 || len(held) < len(keys) {
+			return refuse(audit.RefusedNotHeld, "%d of these %d rotations are held: %w: `keyherald rotations list --open` shows them", len(held), len(keys), ErrNotPossible)
 		}
 		events := make([]audit.Event, len(held))
 		for i, r := range held {
-			events[i] = audit.Event{Time: now, Actor: actor, Action: audit.RotationReleased, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted}
+			events[i] = audit.Event{Time: now, Actor: actor, Action: audit.RotationReleased, Subject: audit.OfUser(r.UserID), Rotation: r.ID, Outcome: audit.Accepted}
 		}
 		if err := e.db.Append(ctx, events...); err != nil {
 			return err
 		}
-		released = len(held)
 		return e.db.Notify(ctx, WorkChannel, "")
 	})
-	return released, err
+	if errors.As(err, &refused{}) {
+		return 0, e.releaseRefused(ctx, keys, held, actor, err)
+	} else if err != nil {
+		return 0, err
+	}
+	return len(held), nil
+}
+
+// releaseRefused tells of each rotation that was named why it was not released. That nothing is held is no error where
+// all were meant.
+func (e *Engine) releaseRefused(ctx context.Context, keys []uuid.UUID, held []postgres.Rotation, actor audit.Actor, no error) error {
+	refusal := audit.Event{Time: e.now(), Actor: actor, Action: audit.RotationReleased, Subject: audit.OfRotations(), Outcome: audit.Refused,
+		Detail: audit.Detail{audit.Word("refusal", audit.RefusedNotHeld)}}
+	if len(keys) == 0 {
+		return e.db.Append(ctx, refusal)
+	}
+	var events []audit.Event
+	for _, key := range keys {
+		event := refusal
+		event.Rotation = key
+		r, ok, err := e.db.Rotation(ctx, key)
+		switch {
+		case err != nil:
+			return errors.Join(no, err)
+		case !ok:
+			event.Detail = audit.Detail{audit.Word("refusal", audit.RefusedUnknownRotation)}
+		case slices.ContainsFunc(held, func(h postgres.Rotation) bool { return h.ID == key }):
+			event.Subject, event.Detail = audit.OfUser(r.UserID), audit.Detail{audit.Word("refusal", audit.RefusedBesideOthers)}
+		default:
+			event.Subject = audit.OfUser(r.UserID)
+		}
+		events = append(events, event)
+	}
+	return errors.Join(no, e.db.Append(ctx, events...))
 }

@@ -21,11 +21,11 @@ func (s *Session) tell(ctx context.Context, d postgres.Device, out todevice.Outg
 		return err
 	}
 	return s.endpoint.InTxn(ctx, func(ctx context.Context) error {
-		event.Time, event.Actor, event.Subject, event.Outcome = s.now(), "relay", actorOf(d), audit.Accepted
+		event.Time, event.Actor, event.Subject, event.Outcome = s.now(), audit.ByRelay(), subjectOf(d), audit.Accepted
 		err := s.endpoint.Queue(ctx, out, claims)
 		if errors.Is(err, todevice.ErrNoOneTimeKey) {
 			// It was logged out already, most likely: there is nobody to tell.
-			event.Outcome = audit.Refused
+			event.Outcome, event.Detail = audit.Refused, append(event.Detail, audit.Word("refusal", audit.RefusedNoOneTimeKey))
 		} else if err != nil {
 			return err
 		}

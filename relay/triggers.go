@@ -24,7 +24,7 @@ const triggerBatch = 200
 
 // Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx))
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx), s.tellDropped(ctx))
 	after := uuid.Nil
 	var triggered []id.UserID
 	for {
@@ -298,9 +298,9 @@ func (b *triggers) keep(ctx context.Context, db *postgres.DB) error {
 	var working []postgres.Rotation
 	for _, t := range b.triggers {
 		attempts, working = append(attempts, t.attempt), append(working, t.rotation)
-		events = append(events, audit.Event{Time: b.now, Actor: "relay", Action: audit.TriggerQueued, Subject: actorOf(t.choice.device), Rotation: t.rotation.ID,
+		events = append(events, audit.Event{Time: b.now, Actor: audit.ByRelay(), Action: audit.TriggerQueued, Subject: subjectOf(t.choice.device), Rotation: t.rotation.ID,
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("attempt", t.attempt.Number), audit.Number("sequence", t.attempt.Sequence),
-				audit.ID("kms_version", t.rotation.KMS.Version)}})
+				audit.ID("kms_version", audit.KMSVersion(t.rotation.KMS.Version))}})
 	}
 	if len(attempts) > 0 {
 		if err := db.InsertAttempts(ctx, attempts, b.now); err != nil {
@@ -318,7 +318,7 @@ func (b *triggers) keep(ctx context.Context, db *postgres.DB) error {
 		if err := db.MoveRotations(ctx, []uuid.UUID{r.ID}, rotation.WaitingForEnrollment, next, b.now); err != nil {
 			return err
 		}
-		events = append(events, audit.Event{Time: b.now, Actor: "relay", Action: audit.RotationWaiting, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted})
+		events = append(events, audit.Event{Time: b.now, Actor: audit.ByRelay(), Action: audit.RotationWaiting, Subject: audit.OfUser(r.UserID), Rotation: r.ID, Outcome: audit.Accepted})
 	}
 	return db.Append(ctx, events...)
 }

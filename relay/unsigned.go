@@ -34,7 +34,7 @@ func (e *Engine) holdUnsigned(ctx context.Context) error {
 		}
 		events := make([]audit.Event, len(held))
 		for i, r := range held {
-			events[i] = audit.Event{Time: e.now(), Actor: "relay", Action: audit.RotationHeld, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted,
+			events[i] = audit.Event{Time: e.now(), Actor: audit.ByRelay(), Action: audit.RotationHeld, Subject: audit.OfUser(r.UserID), Rotation: r.ID, Outcome: audit.Accepted,
 				Detail: audit.Detail{audit.Word("for", rotation.HoldLogUnsigned)}}
 		}
 		return e.db.Append(ctx, events...)
@@ -53,7 +53,7 @@ func (e *Engine) releaseSigned(ctx context.Context) error {
 		}
 		events := make([]audit.Event, len(released))
 		for i, r := range released {
-			events[i] = audit.Event{Time: e.now(), Actor: "relay", Action: audit.RotationReleased, Subject: string(r.UserID), Rotation: r.ID, Outcome: audit.Accepted}
+			events[i] = audit.Event{Time: e.now(), Actor: audit.ByRelay(), Action: audit.RotationReleased, Subject: audit.OfUser(r.UserID), Rotation: r.ID, Outcome: audit.Accepted}
 		}
 		return e.db.Append(ctx, events...)
 	})

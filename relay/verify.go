@@ -57,8 +57,8 @@ func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error 
 		if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
 			return err
 		}
-		err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: "relay", Action: audit.EnrollmentRefused, Subject: actorOf(d),
-			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("reason", "identity_changed_or_not_cross_signed")}})
+		err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.ByRelay(), Action: audit.DeviceNeedsEnrollment, Subject: subjectOf(d),
+			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedIdentityChanged)}})
 		if err != nil {
 			return err
 		}

@@ -37,19 +37,19 @@ func (s *Session) marked(ctx context.Context, device postgres.Device, report uui
 // wentBack ends the enrollment of a device whose store was put back to an earlier state or copied: its Olm ratchets may
 // have been used already, its journal does not know what it did, and there may be two of it. Nothing of its report
 // counts. The device is told, its rotations go to another, and it comes back as a new login.
-func (s *Session) wentBack(ctx context.Context, device postgres.Device, report uuid.UUID, mark *protocol.StoreMark, now time.Time) error {
+func (s *Session) wentBack(ctx context.Context, device postgres.Device, why audit.Refusal, report uuid.UUID, mark *protocol.StoreMark, now time.Time) error {
 	if err := s.db.DeviceWentBack(ctx, device.ID, now); err != nil {
 		return err
 	}
-	detail := audit.Detail{audit.ID("report", report.String())}
+	detail := audit.Detail{audit.Word("refusal", why), audit.ID("report", report)}
 	if mark != nil {
-		detail = append(detail, audit.ID("run", mark.Run.String()), audit.Number("base", mark.Base), audit.Number("count", mark.Count))
+		detail = append(detail, audit.ID("run", mark.Run), audit.Number("base", mark.Base), audit.Number("count", mark.Count))
 	}
-	err := s.db.Append(ctx, audit.Event{Time: now, Actor: "relay", Action: audit.DeviceWentBack, Subject: actorOf(device), Outcome: audit.Refused, Detail: detail})
+	err := s.db.Append(ctx, audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.DeviceWentBack, Subject: subjectOf(device), Outcome: audit.Refused, Detail: detail})
 	if err != nil {
 		return err
 	}
-	s.log.Error().Str("device", actorOf(device)).Msg("A managed device's store went back to an earlier state: " + rotation.NextAction(protocol.StoreWentBackwards))
+	s.log.Error().Stringer("device", subjectOf(device)).Msg("A managed device's store went back to an earlier state: " + rotation.NextAction(protocol.StoreWentBackwards))
 	if err := s.takeAway(ctx, device, protocol.StoreWentBackwards); err != nil {
 		return err
 	}

@@ -69,6 +69,12 @@ type Handler interface {
 	Undecryptable(ctx context.Context, envelope Envelope, reason string) error
 }
 
+// Unwedger is a Handler that is told, in the transaction that queues it, that a new Olm session with a device is opened,
+// since a message of the device's could not be read.
+type Unwedger interface {
+	Unwedged(ctx context.Context, device crosssigning.Device) error
+}
+
 // ErrUnusable marks a message that was read and can never be acted on.
 var ErrUnusable = errors.New("unusable")
 
@@ -236,7 +242,7 @@ func (e *Endpoint) processOne(ctx context.Context, handler Handler, envelope Env
 		return e.putAway(ctx, envelope, "done", "")
 	})
 	if err == nil && unread {
-		e.unwedge(ctx, envelope)
+		e.unwedge(ctx, handler, envelope)
 	}
 	return err
 }
@@ -270,7 +276,7 @@ func (e *Endpoint) postpone(ctx context.Context, envelope Envelope, cause error)
 
 // unwedge opens a new Olm session with a device whose message could not be read, by an empty m.dummy through the
 // outbox, at most once an hour and device (client-server API, "Recovering from undecryptable messages").
-func (e *Endpoint) unwedge(ctx context.Context, envelope Envelope) {
+func (e *Endpoint) unwedge(ctx context.Context, handler Handler, envelope Envelope) {
 	var content encryptedContent
 	if json.Unmarshal(envelope.Content, &content) != nil || content.SenderKey == "" {
 		return
@@ -293,6 +299,11 @@ func (e *Endpoint) unwedge(ctx context.Context, envelope Envelope) {
 			return err
 		}
 		return e.InTxn(ctx, func(ctx context.Context) error {
+			if unwedger, ok := handler.(Unwedger); ok {
+				if err := unwedger.Unwedged(ctx, device); err != nil {
+					return err
+				}
+			}
 			return e.Queue(ctx, Outgoing{Key: key, To: device, Type: event.ToDeviceDummy.Type, Content: struct{}{}}, claims)
 		})
 	}()

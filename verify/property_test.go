@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
 	"pgregory.net/rapid"
 
 	"github.com/keyherald/keyherald/audit"
@@ -97,12 +99,13 @@ func TestWhatTheServerSealsVerifies(t *testing.T) {
 		log := auditbundle.New(name, 1)
 		for range rapid.IntRange(1, 20).Draw(t, "events") {
 			sealed, err := audit.Event{
-				Time:    time.UnixMilli(rapid.Int64Range(1, 1<<42).Draw(t, "ms")),
-				Actor:   rapid.StringN(1, 40, 200).Draw(t, "actor"),
-				Action:  audit.TriggerSent,
-				Subject: rapid.String().Draw(t, "subject"),
-				Outcome: audit.Accepted,
-				Detail:  audit.Detail{audit.ID("path", rapid.String().Draw(t, "path")), audit.Number("n", rapid.Int().Draw(t, "n"))},
+				Time:     time.UnixMilli(rapid.Int64Range(1, 1<<42).Draw(t, "ms")),
+				Actor:    audit.BySource(audit.SourceName(rapid.StringN(1, 40, 200).Draw(t, "source"))),
+				Action:   audit.NotificationAccepted,
+				Subject:  audit.OfUser(id.UserID("@" + rapid.String().Draw(t, "user") + ":example.org")),
+				Rotation: uuid.New(),
+				Outcome:  audit.Accepted,
+				Detail:   audit.Detail{audit.ID("path", audit.KMSPath(rapid.String().Draw(t, "path"))), audit.ID("version", audit.KMSVersion(rapid.String().Draw(t, "version")))},
 			}.Seal()
 			if err != nil {
 				t.Fatal(err)

@@ -63,7 +63,7 @@ type Result struct {
 // Book is what the log and the database know, by user and path.
 type Book struct {
 	places map[userPath]*entry
-	// Redacted are the opening events whose detail is gone: which path and version they were about is not known.
+	// Redacted are the notifications whose detail is gone: which path and version they were about is not known.
 	Redacted int
 }
 
@@ -85,17 +85,16 @@ func (b *Book) entry(user, path string) *entry {
 	return b.places[key]
 }
 
-// Opening are the events that a rotation begins with.
-func Opening() []audit.Action {
-	return []audit.Action{audit.NotificationAccepted, audit.ChangeFound, audit.RotationAsked}
+// Actions are the actions of the events that Read needs.
+func Actions() []string {
+	return []string{string(audit.NotificationAccepted), string(audit.ChangeFound), string(audit.RotationAsked), string(audit.ProgressReported)}
 }
 
-// Read makes the book. Events are those that Opening names; others do no harm. A row whose version is not known yet has
-// none.
+// Read makes the book. Events are those of Actions, in their order; others do no harm. The version of a key that a
+// device made itself is what it reports.
 func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 	b := &Book{places: map[userPath]*entry{}}
-	// Of these rotations the log has the event that opened them, and the row says of which version.
-	opened := map[string]bool{}
+	redacted, asked := map[string]bool{}, map[string]*entry{}
 	for record, err := range events {
 		if err != nil {
 			return nil, err
@@ -104,37 +103,53 @@ func Read(events iter.Seq2[audit.Record, error], rows []Row) (*Book, error) {
 		if err != nil {
 			return nil, fmt.Errorf("event %s is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, err)
 		}
-		if !slices.Contains(Opening(), fields.Action) {
+		made := asked[fields.Rotation]
+		if !opens(fields) && (fields.Action != audit.ProgressReported || made == nil) {
 			continue
 		}
-		var d struct{ Path, Version string }
+		var d struct {
+			Path, Version string
+			KMSVersion    string `json:"kms_version"`
+		}
 		if record.Detail == nil {
 			b.Redacted++
-			opened[fields.Rotation] = true
-			continue
-		}
-		if fields.Action == audit.RotationAsked {
-			// The device makes the key, so the event cannot name its version.
-			opened[fields.Rotation] = true
+			redacted[fields.Rotation] = true
 			continue
 		}
 		if err := json.Unmarshal(record.Detail, &d); err != nil {
 			return nil, fmt.Errorf("the detail of event %s is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, err)
 		}
+		if fields.Action == audit.ProgressReported {
+			if d.KMSVersion != "" {
+				made.versions[d.KMSVersion], made.rotations[fields.Rotation] = true, d.KMSVersion
+			}
+			continue
+		}
 		e := b.entry(fields.Subject, d.Path)
-		e.versions[d.Version], e.rotations[fields.Rotation] = true, d.Version
+		if fields.Action == audit.RotationAsked {
+			asked[fields.Rotation], e.rotations[fields.Rotation] = e, ""
+		} else {
+			e.versions[d.Version], e.rotations[fields.Rotation] = true, d.Version
+		}
 	}
 	for _, row := range rows {
 		e := b.entry(row.User, row.Path)
 		e.kms[row.KMS], e.rows[row.Rotation] = true, row.Version
-		if opened[row.Rotation] {
-			e.rotations[row.Rotation] = row.Version
-			if row.Version != "" {
-				e.versions[row.Version] = true
-			}
+		if redacted[row.Rotation] {
+			// That there was an event is known, and the row says of which version.
+			e.versions[row.Version], e.rotations[row.Rotation] = true, row.Version
 		}
 	}
 	return b, nil
+}
+
+// opens reports whether an event tells of a rotation that it, or one before it, opened.
+func opens(fields audit.Fields) bool {
+	switch fields.Action {
+	case audit.NotificationAccepted, audit.ChangeFound, audit.RotationAsked:
+		return fields.Outcome == audit.Accepted
+	}
+	return false
 }
 
 // own are the differences between log and database.

@@ -286,7 +286,7 @@ func TestABundleHasWhatTheFormatSays(t *testing.T) {
 // What is in memory must not grow with the log.
 func TestALongLogIsWrittenWithoutKeepingIt(t *testing.T) {
 	record := sample()[1]
-	const leaves, look = 200_000, 20_000
+	const leaves, look = 40_000, 4_000
 	var low, high uint64
 	long := func(yield func(audit.Record, error) bool) {
 		for n := range int64(leaves) {

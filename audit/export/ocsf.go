@@ -128,7 +128,7 @@ func ocsfOf(log string, record audit.Record) (ocsfEvent, error) {
 	if err != nil {
 		return ocsfEvent{}, err
 	}
-	as := classOf(line.Action)
+	as := classOf(line.Action, line.Outcome)
 	actor, endpoint := ocsfActorOf(line.Actor)
 	event := ocsfEvent{
 		ActivityID: as.activity, ActivityName: as.name(line.Action), CategoryUID: as.class.uid / 1000, CategoryName: as.class.category,
@@ -187,11 +187,12 @@ func (e *ocsfEvent) status(as ocsfClass, line Line) {
 		e.StatusID, e.Status = 99, string(line.Outcome)
 	}
 	var detail struct {
-		Reason string `json:"reason"`
-		Error  string `json:"error"`
+		Refusal string `json:"refusal"`
+		Error   string `json:"error"`
+		Reason  string `json:"reason"`
 	}
 	if e.StatusID != 1 && json.Unmarshal(line.Detail, &detail) == nil {
-		e.StatusDetail = detail.Reason + detail.Error
+		e.StatusDetail = cmp.Or(detail.Refusal, detail.Error, detail.Reason)
 	}
 }
 

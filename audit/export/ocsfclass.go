@@ -70,7 +70,10 @@ var actionClasses = map[audit.Action]ocsfClass{
 
 // classOf is what an action is in OCSF: of rotations and devices an update where nothing else is said, and else a call of
 // the server's, so that an action which is new is there too.
-func classOf(action audit.Action) ocsfClass {
+func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
+	if action == audit.LossAccepted && outcome == audit.Refused {
+		return ocsfClass{class: apiActivity, activity: otherActivity} // nothing was found: somebody was told no
+	}
 	if as, ok := actionClasses[action]; ok {
 		return as
 	}

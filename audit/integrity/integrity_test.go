@@ -99,7 +99,8 @@ func TestALogOfSeveralPagesIsUnchanged(t *testing.T) {
 	l := sealedlog.New(t, cluster)
 	var events []audit.Event
 	for i := range 1777 {
-		events = append(events, audit.Event{Time: time.Now(), Actor: "relay", Action: audit.TriggerSent, Subject: fmt.Sprint(i), Outcome: audit.Accepted})
+		events = append(events, audit.Event{Time: time.Now(), Actor: audit.ByRelay(), Action: audit.LeaseTaken, Subject: audit.OfUser("@keyherald:example.org"), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.Number("epoch", i)}})
 	}
 	var earlier []checkpoint.Checkpoint
 	for range 3 {
@@ -190,7 +191,7 @@ func TestARedactedDetailIsNoDamage(t *testing.T) {
 	t.Cleanup(func() { _ = owner.Close() })
 	var target uuid.UUID
 	check(t, l.Super.QueryRow(ctx, `SELECT event_id FROM audit_leaf WHERE leaf_index = 3`).Scan(&target))
-	_, err = owner.Redact(ctx, target, "a name that should not be here", "local:test", time.Now())
+	_, err = owner.Redact(ctx, target, "a name that should not be here", keyheraldtest.Admin(), time.Now())
 	check(t, err)
 	report := verify(t, l, kept)
 	expect(t, report, integrity.Unchanged, "redacted just now")
@@ -222,7 +223,7 @@ func TestARestoredDatabaseIsRolledBackUntilTheLossIsDeclared(t *testing.T) {
 	check(t, cluster.Restore(ctx, l.Database, dump))
 	expect(t, verify(t, l, lost), integrity.RolledBack, "events 6 to 10: missing")
 	expect(t, verify(t, l, survived), integrity.Unchanged)
-	_, err = l.Signer.AcceptLoss(ctx, "the disk broke", "local:test")
+	_, err = l.Signer.AcceptLoss(ctx, "the disk broke", keyheraldtest.Admin())
 	check(t, err)
 	expect(t, verify(t, l, lost), integrity.RolledBack) // declared, and not sealed yet
 	l.Seal(t)

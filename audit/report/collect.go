@@ -106,7 +106,8 @@ func Collect(rows iter.Seq2[audit.Record, error], period Period) (Facts, error) 
 
 // details are what of a detail the report shows.
 type details struct {
-	Path, Version, Outcome, Reason, Error, Drift string
+	Path, Version, Outcome, Refusal, Error, Reason string
+	KMSVersion                                     string `json:"kms_version"`
 }
 
 func (c *collector) take(fields audit.Fields, record audit.Record) {
@@ -129,7 +130,7 @@ func (c *collector) take(fields audit.Fields, record audit.Record) {
 
 // act sorts an event of the period into the lists.
 func (c *collector) act(fields audit.Fields, d details) {
-	act := Act{fields.Time, fields.Actor, string(fields.Action), fields.Subject, string(fields.Outcome), cmp.Or(d.Reason, d.Error)}
+	act := Act{fields.Time, fields.Actor, string(fields.Action), fields.Subject, string(fields.Outcome), cmp.Or(d.Refusal, d.Error, d.Reason)}
 	switch {
 	case fields.Action == audit.LogRead || fields.Action == audit.LogExported:
 		c.Reads = append(c.Reads, act)
@@ -152,7 +153,7 @@ func (c *collector) device(fields audit.Fields) {
 	switch {
 	case fields.Action == audit.DeviceEnrolled && fields.Outcome == audit.Accepted && !c.devices[fields.Subject]:
 		c.devices[fields.Subject] = true
-	case (fields.Action == audit.DeviceRevoked || fields.Action == audit.DeviceWentBack) && c.devices[fields.Subject]:
+	case (fields.Action == audit.DeviceRevoked && fields.Outcome == audit.Accepted || fields.Action == audit.DeviceWentBack || fields.Action == audit.DeviceNeedsEnrollment) && c.devices[fields.Subject]:
 		c.devices[fields.Subject] = false
 	default:
 		return
@@ -190,15 +191,21 @@ func (c *collector) rotation(fields audit.Fields, d details, now bool) {
 		r.User = user
 	}
 	switch fields.Action {
-	case audit.NotificationAccepted:
-		if r.Begun.IsZero() {
+	case audit.NotificationAccepted, audit.ChangeFound, audit.RotationAsked:
+		if r.Begun.IsZero() && fields.Outcome == audit.Accepted {
 			r.Begun, r.Path, r.Version, r.Source = fields.Time, d.Path, d.Version, strings.TrimPrefix(fields.Actor, "source:")
 		}
+	case audit.ProgressReported:
+		// The version of a key that the device made itself is known when it wrote it.
+		r.Version = cmp.Or(r.Version, d.KMSVersion)
 	case audit.DeliveryReported:
 		_, device, _ := strings.Cut(fields.Subject, "/")
 		if d.Outcome != "" {
 			r.targets[device] = d.Outcome
 		}
+	}
+	if fields.Outcome == audit.Refused {
+		return // an admin asked for it, and was told no
 	}
 	if state, ok := ends[fields.Action]; ok {
 		r.State, r.Ended = state, fields.Time

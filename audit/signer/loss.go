@@ -23,9 +23,11 @@ var ErrNothingLost = errors.New("the audit log in the database fits every checkp
 
 // AcceptLoss declares that the database was put back to an earlier state, or is another one, and lets the log be signed
 // again: in a new epoch, whose first event names the gap. Signer.Status says Stopped where this is what is missing.
-func (s *Signer) AcceptLoss(ctx context.Context, reason, actor string) (Loss, error) {
-	if reason == "" || len(reason) > 500 {
-		return Loss{}, errors.New("a reason of 1 to 500 bytes is needed: it stands in the audit log")
+func (s *Signer) AcceptLoss(ctx context.Context, reason string, actor audit.Actor) (Loss, error) {
+	event := audit.Event{Time: s.now(), Actor: actor, Action: audit.LossAccepted, Subject: s.subject(), Outcome: audit.Accepted}
+	why, err := audit.NewReason(reason)
+	if err != nil {
+		return Loss{}, s.refuse(ctx, event, audit.WhyNoReason(err), err)
 	}
 	published, err := s.remember(ctx)
 	if err != nil {
@@ -59,19 +61,47 @@ func (s *Signer) AcceptLoss(ctx context.Context, reason, actor string) (Loss, er
 		if err != nil {
 			return err
 		}
-		now := s.now()
 		loss = Loss{Epoch: max(state.Epoch, newest.Epoch) + 1, Surviving: state.Size, Published: newest}
-		ids, err := s.db.AppendAll(ctx, []audit.Event{{Time: now, Actor: actor, Action: audit.LossAccepted, Subject: s.keys.Name, Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.Number("epoch", loss.Epoch), audit.Number("surviving_size", state.Size), audit.Hash("surviving_root", root),
-				audit.Number("remembered_size", newest.Size), audit.Hash("remembered_root", newest.Root),
-				audit.ID("remembered_origin", checkpoint.Origin(s.keys.Name, newest.Epoch)), audit.ID("reason", reason)}}})
+		event.Detail = audit.Detail{audit.Number("epoch", loss.Epoch), audit.Number("surviving_size", state.Size), audit.Root("surviving_root", root),
+			audit.Number("remembered_size", newest.Size), audit.Root("remembered_root", newest.Root),
+			audit.ID("remembered_origin", audit.LogName(checkpoint.Origin(s.keys.Name, newest.Epoch))), audit.Text("reason", why)}
+		ids, err := s.db.AppendAll(ctx, []audit.Event{event})
 		if err != nil {
 			return err
 		}
-		return s.db.BeginEpoch(ctx, loss.Epoch, ids[0], now)
+		return s.db.BeginEpoch(ctx, loss.Epoch, ids[0], event.Time)
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNothingLost):
+		return Loss{}, s.refuse(ctx, event, audit.RefusedNothingLost, err)
+	case err != nil:
 		return Loss{}, fmt.Errorf("accepting the loss: %w", err)
 	}
 	return loss, nil
+}
+
+// refuse audits that something that was asked for is refused, and returns why. Nothing else happened.
+func (s *Signer) refuse(ctx context.Context, event audit.Event, word audit.Refusal, why error) error {
+	event.Outcome, event.Detail = audit.Refused, audit.Detail{audit.Word("refusal", word)}
+	return errors.Join(why, s.db.Append(ctx, event))
+}
+
+// Lost reports whether there is a loss to accept.
+func (s *Signer) Lost(ctx context.Context) (bool, error) {
+	published, err := s.remember(ctx)
+	if err != nil {
+		return false, err
+	}
+	state, err := s.db.TreeState(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range published {
+		if err := judge(ctx, state, p, s.rootAt); Stops(err) {
+			return true, nil
+		} else if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }

@@ -198,21 +198,24 @@ func (s *Signer) tell(ctx context.Context, problem error) error {
 	if stopped == before {
 		return nil
 	}
-	event := audit.Event{Time: s.now(), Actor: "signer", Action: audit.SealingResumed, Subject: s.keys.Name, Outcome: audit.Accepted}
+	event := audit.Event{Time: s.now(), Actor: audit.BySigner(), Action: audit.SealingResumed, Subject: s.subject(), Outcome: audit.Accepted}
 	if stopped {
-		event.Action, event.Outcome, event.Detail = audit.SealingStopped, audit.Failed, audit.Detail{audit.Word("reason", reasonOf(problem))}
+		event.Action, event.Outcome, event.Detail = audit.SealingStopped, audit.Failed, audit.Detail{audit.Word("problem", wordOf(problem))}
 	}
 	return s.db.Append(ctx, event)
 }
 
-func reasonOf(err error) string {
+// subject is the log that the signer signs, as events about it name it.
+func (s *Signer) subject() audit.Subject { return audit.OfLog(audit.LogName(s.keys.Name)) }
+
+func wordOf(problem error) audit.Problem {
 	switch {
-	case errors.Is(err, ErrWentBack):
-		return "went_back"
-	case errors.Is(err, ErrDiverged):
-		return "diverged"
+	case errors.Is(problem, ErrWentBack):
+		return audit.ProblemWentBack
+	case errors.Is(problem, ErrDiverged):
+		return audit.ProblemDiverged
 	default:
-		return "tree_damaged"
+		return audit.ProblemTreeDamaged
 	}
 }
 
@@ -304,7 +307,7 @@ func (s *Signer) leaves(ctx context.Context, pending []postgres.PendingEvent) (i
 	for _, p := range pending {
 		if p.Body == nil {
 			missing = append(missing, p.ID)
-			events = append(events, audit.Event{Time: s.now(), Actor: "signer", Action: audit.EventMissing, Subject: p.ID.String(), Outcome: audit.Failed})
+			events = append(events, audit.Event{Time: s.now(), Actor: audit.BySigner(), Action: audit.EventMissing, Subject: audit.OfEvent(p.ID), Outcome: audit.Failed})
 			continue
 		}
 		ids, leaves = append(ids, p.ID), append(leaves, tree.LeafHash(p.Body))
@@ -325,8 +328,16 @@ func (s *Signer) announceKeys(ctx context.Context) error {
 	if known, err := s.db.SigningKeys(ctx); err != nil || known == present {
 		return err
 	}
-	ids, err := s.db.AppendAll(ctx, []audit.Event{{Time: s.now(), Actor: "signer", Action: audit.SigningKeysChanged, Subject: s.keys.Name,
-		Outcome: audit.Accepted, Detail: audit.Detail{audit.Words("keys", s.keys.Public)}}})
+	keys := make([]audit.VerifierKey, len(s.keys.Public))
+	for i, text := range s.keys.Public {
+		key, err := audit.ParseVerifierKey(text)
+		if err != nil {
+			return fmt.Errorf("reading the log's public keys: %w", err)
+		}
+		keys[i] = key
+	}
+	ids, err := s.db.AppendAll(ctx, []audit.Event{{Time: s.now(), Actor: audit.BySigner(), Action: audit.SigningKeysChanged, Subject: s.subject(),
+		Outcome: audit.Accepted, Detail: audit.Detail{audit.VerifierKeys("keys", keys)}}})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -161,6 +162,9 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 	if !errors.Is(err, signer.ErrWentBack) {
 		t.Fatalf("a new process says %v", err)
 	}
+	if lost, err := r.Signer.Lost(ctx); err != nil || !lost {
+		t.Errorf("there is no loss to accept: %v", err)
+	}
 	if status := r.Signer.Status(); !status.Stopped || status.Problem == nil {
 		t.Errorf("the status is %+v", status)
 	}
@@ -172,7 +176,7 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 		t.Error("the log does not say that sealing stopped")
 	}
 
-	loss, err := r.Signer.AcceptLoss(ctx, "the disk broke", "local:test")
+	loss, err := r.Signer.AcceptLoss(ctx, "the disk broke", keyheraldtest.Admin())
 	check(t, err)
 	if loss.Epoch != 2 || loss.Surviving != 6 || loss.Published != lost {
 		t.Errorf("the loss is %+v", loss)
@@ -187,8 +191,19 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 		AND detail->>'remembered_size' = $1 AND detail->>'surviving_size' = '6'`, fmt.Sprint(lost.Size)); n != 1 {
 		t.Error("the first leaf of the epoch does not name the gap")
 	}
-	if _, err := r.Signer.AcceptLoss(ctx, "again", "local:test"); !errors.Is(err, signer.ErrNothingLost) {
+	if _, err := r.Signer.AcceptLoss(ctx, "again", keyheraldtest.Admin()); !errors.Is(err, signer.ErrNothingLost) {
 		t.Errorf("a loss is accepted where nothing is lost: %v", err)
+	}
+	if _, err := r.Signer.AcceptLoss(ctx, " ", keyheraldtest.Admin()); !errors.Is(err, audit.ErrNoReason) {
+		t.Errorf("a loss is accepted without a reason: %v", err)
+	}
+	for _, why := range []string{"nothing_lost", "no_reason"} {
+		if n := r.Count(t, `SELECT COUNT(*) FROM audit_log WHERE action = 'audit.loss_accepted' AND outcome = 'refused' AND detail->>'refusal' = $1`, why); n != 1 {
+			t.Errorf("%d events say that it was refused: %s", n, why)
+		}
+	}
+	if lost, err := r.Signer.Lost(ctx); err != nil || lost {
+		t.Errorf("there is a loss to accept: %v, %v", lost, err)
 	}
 	// Put back once more, before the loss was accepted: that is another loss.
 	check(t, cluster.Restore(ctx, r.Database, dump))

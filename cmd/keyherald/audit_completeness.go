@@ -63,7 +63,7 @@ from before Keyherald knew the key, and no difference. It ends with 0 where all 
 
 // book reads what log and database know of one moment, as the writer: the auditor's role has no right to the rotations.
 func (t *auditTools) book(ctx context.Context) (*completeness.Book, error) {
-	if err := t.record(ctx, audit.LogRead, "completeness"); err != nil {
+	if err := t.record(ctx, audit.LogRead, audit.CommandCompleteness); err != nil {
 		return nil, err
 	}
 	var book *completeness.Book
@@ -75,15 +75,8 @@ func (t *auditTools) book(ctx context.Context) (*completeness.Book, error) {
 		rows := make([]completeness.Row, len(rotations))
 		for i, r := range rotations {
 			rows[i] = completeness.Row{Place: completeness.Place{User: string(r.UserID), KMS: r.KMS.Name, Path: r.KMS.Path}, Rotation: r.ID.String(), Version: r.KMS.Version}
-			if r.Pending() {
-				rows[i].Version = ""
-			}
 		}
-		var opening []string
-		for _, action := range completeness.Opening() {
-			opening = append(opening, string(action))
-		}
-		book, err = completeness.Read(t.write.Events(in, postgres.EventFilter{Actions: opening}), rows)
+		book, err = completeness.Read(t.write.Events(in, postgres.EventFilter{Actions: completeness.Actions()}), rows)
 		return err
 	})
 	return book, err

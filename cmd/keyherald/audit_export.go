@@ -13,6 +13,7 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/export"
 	"github.com/keyherald/keyherald/internal/loop"
+	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -23,7 +24,7 @@ func auditExport(load func() (config, error)) *cobra.Command {
 	var format, from, to string
 	var out output
 	cmd := tool(load, "export", "Write the sealed events of one moment into a file", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
-		since, until, err := between(from, to, time.Now())
+		since, until, err := period.Between(from, to, time.Now())
 		if err != nil {
 			return fmt.Errorf("--from, --to: %w", err)
 		}
@@ -91,8 +92,8 @@ func (e *exporter) snapshot(ctx, in context.Context, stdout, said io.Writer) err
 			return errRedactionUnsealed
 		}
 	}
-	asked := append([]audit.Field{audit.Word("format", e.format), audit.Number("size", state.Size)}, periodFields(e.since, e.until)...)
-	if err := e.tools.record(ctx, audit.LogExported, "export", asked...); err != nil {
+	asked := append([]audit.Field{audit.Word("format", audit.Format(e.format)), audit.Number("size", state.Size)}, periodFields(e.since, e.until)...)
+	if err := e.tools.record(ctx, audit.LogExported, audit.CommandExport, asked...); err != nil {
 		return err
 	}
 	file, err := e.out.open(stdout)

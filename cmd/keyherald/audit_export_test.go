@@ -26,6 +26,7 @@ import (
 	signed "golang.org/x/mod/sumdb/note"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/sealedlog"
 )
 
@@ -229,7 +230,7 @@ func TestExportsUnderConcurrentAppendsAreEachOfOneMoment(t *testing.T) {
 	for range 2 {
 		working.Go(func() {
 			for ctx.Err() == nil {
-				if err := r.Writer.Append(ctx, event("relay", audit.TriggerSent, "x", audit.Accepted)); err != nil && ctx.Err() == nil {
+				if err := r.Writer.Append(ctx, leaseTaken()); err != nil && ctx.Err() == nil {
 					t.Error(err)
 				}
 			}
@@ -342,7 +343,7 @@ func TestABundleHasTheCheckpointsThatAVerifierNeeds(t *testing.T) {
 	check(t, err)
 	grow(5)
 	check(t, cluster.Restore(ctx, r.Database, dump))
-	_, err = r.Signer.AcceptLoss(ctx, "x", "local:test")
+	_, err = r.Signer.AcceptLoss(ctx, "x", keyheraldtest.Admin())
 	check(t, err)
 	r.Seal(t)
 	grow(20)

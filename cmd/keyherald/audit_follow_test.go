@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/audit/follow"
 	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
@@ -76,7 +77,7 @@ func TestFollowDoesNotMissWhatCommitsLate(t *testing.T) {
 	var late sync.WaitGroup
 	late.Go(func() {
 		err := r.Writer.Txn(t.Context(), func(ctx context.Context) error {
-			err := r.Writer.Append(ctx, event("relay", audit.TriggerSent, "late", audit.Accepted))
+			err := r.Writer.Append(ctx, leaseTaken())
 			close(begun)
 			<-commit
 			return err
@@ -113,7 +114,7 @@ func TestFollowIsKilledAndMissesNothing(t *testing.T) {
 		for range events / 100 {
 			var some []audit.Event
 			for range 100 {
-				some = append(some, event("relay", audit.TriggerSent, "x", audit.Accepted))
+				some = append(some, leaseTaken())
 			}
 			if err := errors.Join(r.Writer.Append(ctx, some...), seal(ctx, r)); err != nil {
 				t.Error(err)
@@ -164,7 +165,7 @@ func TestFollowIsKilledAndMissesNothing(t *testing.T) {
 	if kills < 5 {
 		t.Errorf("it was killed %d times only", kills)
 	}
-	if repeated > followBatch {
+	if repeated > follow.Batch {
 		t.Errorf("%d events were printed again after a kill", repeated)
 	}
 	t.Logf("%d kills, at most %d events again", kills, repeated)
@@ -193,7 +194,7 @@ func TestFollowStopsWhereTheLogIsNotTheSameAnyMore(t *testing.T) {
 		t.Errorf("it prints %s and remembers %s", out, r.read(t, "state"))
 	}
 	// The loss is accepted, and as many events as before come: their leaves have the old indexes.
-	_, err = r.Signer.AcceptLoss(t.Context(), "x", "local:test")
+	_, err = r.Signer.AcceptLoss(t.Context(), "x", keyheraldtest.Admin())
 	check(t, err)
 	r.Append(t, 5)
 	r.Seal(t)
@@ -232,7 +233,7 @@ func TestFollowWaitsForADatabaseThatDoesNotAnswer(t *testing.T) {
 	_, err = r.Super.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	check(t, err)
 	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
-		return r.Writer.Append(ctx, event("relay", audit.TriggerSent, "after", audit.Accepted))
+		return r.Writer.Append(ctx, leaseTaken())
 	}))
 	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error { return seal(ctx, r) }))
 	for scanner.Scan() {
@@ -243,77 +244,4 @@ func TestFollowWaitsForADatabaseThatDoesNotAnswer(t *testing.T) {
 		}
 	}
 	t.Error("it ended")
-}
-
-func TestAStateThatIsNoneIsNotGuessedAt(t *testing.T) {
-	t.Parallel()
-	r := newRoom(t)
-	r.Append(t, 1)
-	r.Seal(t)
-	for _, state := range []string{"", "x", "{}", `{"format":"keyherald-audit-follow/2","log":"example.org/keyherald","next":0}`, `{"format":"keyherald-audit-follow/1","log":"example.org/other","next":0}`,
-		`{"format":"keyherald-audit-follow/1","log":"example.org/keyherald","next":1}`, `{"format":"keyherald-audit-follow/1","log":"example.org/keyherald","next":-1}`,
-		`{"format":"keyherald-audit-follow/1","log":"example.org/keyherald","next":0} {}`} {
-		r.write(t, "state", state)
-		if out, _, err := r.run(t, "follow", "--once", "--state", r.path("state")); err == nil || out != "" || !strings.Contains(err.Error(), "--from") {
-			t.Errorf("%q: it prints %s and ends with %v", state, out, err)
-		}
-	}
-}
-
-func FuzzFollowState(f *testing.F) {
-	f.Add([]byte(`{"format":"keyherald-audit-follow/1","log":"l","next":1,"last_leaf_hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`))
-	f.Add([]byte(`{"format":"keyherald-audit-follow/1","log":"l","next":0}`))
-	f.Add([]byte(`{}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		s, err := parseFollowState(raw, "l")
-		if err != nil {
-			return
-		}
-		if s.Next < 0 || s.Log != "l" || (s.Next == 0) != (s.LastLeafHash == "") {
-			t.Errorf("%s is taken for %+v", raw, s)
-		}
-	})
-}
-
-func TestTimesAreReadAsPeopleWriteThem(t *testing.T) {
-	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	for text, want := range map[string]struct{ begin, end string }{
-		"2026-11-01":                {"2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z"},
-		"2026-11-01T08:30:00Z":      {"2026-11-01T08:30:00Z", "2026-11-01T08:30:00Z"},
-		"2026-11-01T08:30:00+02:00": {"2026-11-01T06:30:00Z", "2026-11-01T06:30:00Z"},
-		"24h":                       {"2026-11-24T12:00:00Z", "2026-11-24T12:00:00Z"},
-		"90m":                       {"2026-11-25T10:30:00Z", "2026-11-25T10:30:00Z"},
-		"7d":                        {"2026-11-18T12:00:00Z", "2026-11-18T12:00:00Z"},
-		"0d":                        {"2026-11-25T12:00:00Z", "2026-11-25T12:00:00Z"},
-	} {
-		for end, want := range map[bool]string{false: want.begin, true: want.end} {
-			if got, err := instant(text, now, end); err != nil || got.Format(time.RFC3339) != want {
-				t.Errorf("%s as an end (%v) is %v (%v), not %s", text, end, got, err, want)
-			}
-		}
-	}
-	for _, text := range []string{"", "yesterday", "-24h", "-1d", "1.5d", "2026-13-01", "2026-11-31", "01.11.2026", "0001-01-01", "9999-01-01T00:00:00Z", "65535d", "9999999999h"} {
-		if got, err := instant(text, now, false); err == nil {
-			t.Errorf("%q is taken for %v", text, got)
-		}
-	}
-}
-
-func FuzzInstant(f *testing.F) {
-	for _, text := range []string{"2026-11-01", "2026-11-01T08:30:00Z", "24h", "7d", "1e9h", "-1d"} {
-		f.Add(text, true)
-	}
-	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	f.Fuzz(func(t *testing.T, text string, end bool) {
-		got, err := instant(text, now, end)
-		if err != nil {
-			return
-		}
-		if got.Year() < 1970 || got.Year() > 9001 || got.Location() != time.UTC {
-			t.Errorf("%q is taken for %v", text, got)
-		}
-		if again, err := instant(got.Format(time.RFC3339Nano), now, end); err != nil || !again.Equal(got) {
-			t.Errorf("%v is read back as %v (%v)", got, again, err)
-		}
-	})
 }

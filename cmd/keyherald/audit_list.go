@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -26,6 +29,14 @@ type listFlags struct {
 	refused, asJSON                              bool
 }
 
+var (
+	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
+	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
+)
+
+// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
+const maxFilter = 300
+
 // filter reads the flags; asked is what the log keeps of them.
 func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []audit.Field, err error) {
 	fail := func(format string, args ...any) (postgres.EventFilter, []audit.Field, error) {
@@ -35,7 +46,7 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 		if filter.Rotation, err = rotationID(f.rotation); err != nil {
 			return fail("--rotation: %w", err)
 		}
-		asked = append(asked, audit.ID("rotation", filter.Rotation.String()))
+		asked = append(asked, audit.ID("rotation", filter.Rotation))
 	}
 	if len(f.user)+len(f.actor) > maxFilter || (f.user != "" && !strings.HasPrefix(f.user, "@")) {
 		return fail("--user, --actor: write a user such as @alice:example.org, in at most %d bytes", maxFilter)
@@ -57,17 +68,25 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 	if f.limit < 0 {
 		return fail("--limit is %d: write how many, or 0 for all", f.limit)
 	}
-	if filter.Since, filter.Until, err = between(f.since, f.until, now); err != nil {
+	if filter.Since, filter.Until, err = period.Between(f.since, f.until, now); err != nil {
 		return fail("--since, --until: %w", err)
 	}
 	filter.User, filter.Actor, filter.Actions, filter.Outcome, filter.Newest = f.user, f.actor, f.actions, f.outcome, f.limit
-	for _, field := range []struct{ key, value string }{{"user", f.user}, {"actor", f.actor}, {"outcome", f.outcome}} {
-		if field.value != "" {
-			asked = append(asked, audit.ID(field.key, field.value))
-		}
+	if f.user != "" {
+		asked = append(asked, audit.ID("user", id.UserID(f.user)))
+	}
+	if f.actor != "" {
+		asked = append(asked, audit.ID("actor", audit.Filter(f.actor)))
+	}
+	if f.outcome != "" {
+		asked = append(asked, audit.Word("outcome", audit.Outcome(f.outcome)))
 	}
 	if len(f.actions) > 0 {
-		asked = append(asked, audit.Words("actions", f.actions))
+		actions := make([]audit.Filter, len(f.actions))
+		for i, action := range f.actions {
+			actions[i] = audit.Filter(action)
+		}
+		asked = append(asked, audit.IDs("actions", actions))
 	}
 	return filter, append(asked, periodFields(filter.Since, filter.Until)...), nil
 }
@@ -75,10 +94,10 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 // periodFields are a period as the log keeps it, in Unix milliseconds.
 func periodFields(since, until time.Time) (fields []audit.Field) {
 	if !since.IsZero() {
-		fields = append(fields, audit.Number("since", since.UnixMilli()))
+		fields = append(fields, audit.Time("since", since))
 	}
 	if !until.IsZero() {
-		fields = append(fields, audit.Number("until", until.UnixMilli()))
+		fields = append(fields, audit.Time("until", until))
 	}
 	return fields
 }
@@ -111,7 +130,7 @@ func (t *auditTools) list(ctx context.Context, out, said io.Writer, filter postg
 		if _, err := t.read.TreeState(in); err != nil {
 			return err
 		}
-		if err := t.record(ctx, audit.LogRead, "list", asked...); err != nil {
+		if err := t.record(ctx, audit.LogRead, audit.CommandList, asked...); err != nil {
 			return err
 		}
 		encode := printEvent
@@ -170,7 +189,7 @@ func auditShow(load func() (config, error)) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := t.record(ctx, audit.LogRead, "show", audit.ID("event", record.ID.String())); err != nil {
+		if err := t.record(ctx, audit.LogRead, audit.CommandShow, audit.ID("event", record.ID)); err != nil {
 			return err
 		}
 		if asJSON {

@@ -11,7 +11,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/keyheraldtest/sealedlog"
 	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
 )
 
 // office is a log with several people in it.
@@ -20,16 +23,16 @@ func office(t *testing.T) (r *room, rotation uuid.UUID) {
 	r = newRoom(t)
 	rotation = uuid.Must(uuid.NewV7())
 	of := func(e audit.Event) audit.Event { e.Rotation = rotation; return e }
-	old := event("local:root@host", audit.TriggersFrozen, "triggers", audit.Accepted)
+	old := event(audit.ByLocal("root", "host"), audit.TriggersFrozen, audit.OfTriggers(), audit.Accepted)
 	old.Time = time.Now().Add(-3 * time.Hour)
 	r.AppendEvents(t, old,
-		of(event("source:kms", audit.NotificationAccepted, "@alice:example.org", audit.Accepted)),
-		of(event("relay", audit.TriggerQueued, "@alice:example.org/PHONE", audit.Accepted)),
-		of(event("relay", audit.TriggerSent, "@keyherald:example.org", audit.Accepted)),
-		of(event("@alice:example.org/PHONE", audit.ProgressReported, "@alice:example.org", audit.Reported)),
-		event("@bob:example.org/EVIL", audit.EnrollmentRefused, "@bob:example.org/EVIL", audit.Refused, audit.Word("reason", "wrong_code")),
-		event("@alice:example.org.evil.example/X", audit.EnrollmentRefused, "@alice:example.org.evil.example/X", audit.Refused),
-		of(event("relay", audit.RotationDone, "@alice:example.org", audit.Accepted)))
+		of(event(audit.BySource("kms"), audit.NotificationAccepted, audit.OfUser("@alice:example.org"), audit.Accepted)),
+		of(event(audit.ByRelay(), audit.TriggerQueued, audit.OfDevice("@alice:example.org", "PHONE"), audit.Accepted)),
+		of(event(audit.ByRelay(), audit.TriggerSent, audit.OfUser("@keyherald:example.org"), audit.Accepted)),
+		of(event(audit.ByDevice("@alice:example.org", "PHONE"), audit.ProgressReported, audit.OfUser("@alice:example.org"), audit.Reported)),
+		event(audit.ByDevice("@bob:example.org", "EVIL"), audit.EnrollmentRefused, audit.OfDevice("@bob:example.org", "EVIL"), audit.Refused, audit.Word("refusal", protocol.RefusedCodeUnknown)),
+		event(audit.ByDevice("@alice:example.org.evil.example", "X"), audit.EnrollmentRefused, audit.OfDevice("@alice:example.org.evil.example", "X"), audit.Refused, audit.Word("refusal", protocol.RefusedCodeUnknown)),
+		of(event(audit.ByRelay(), audit.RotationDone, audit.OfUser("@alice:example.org"), audit.Accepted)))
 	return r, rotation
 }
 
@@ -181,7 +184,12 @@ func TestTheAuditorsRoleReadsAndChangesNothing(t *testing.T) {
 func TestTheListForPeopleIsSafeForTheirTerminals(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
-	r.AppendEvents(t, event("relay", audit.MessageUnusable, "\x1b[2J\u202egnp.exe", audit.Refused, audit.ID("x", "\x1b]0;owned\x07")))
+	// The vocabulary lets no such text in, but somebody else may have written to the tables.
+	hostile := sealedlog.Record(1, time.Now(), "relay", audit.MessageUnusable, `\u001b[2J\u202egnp.exe`, "", audit.Refused, `{"x":"\u001b]0;owned\u0007"}`)
+	_, err := r.Super.Exec(t.Context(), "INSERT INTO audit_event (id, body) VALUES ($1, $2)", hostile.ID, hostile.Body)
+	check(t, err)
+	_, err = r.Super.Exec(t.Context(), "INSERT INTO audit_detail (event_id, salt, detail) VALUES ($1, $2, $3)", hostile.ID, hostile.Salt, hostile.Detail)
+	check(t, err)
 	out := r.must(t, "list")
 	if strings.ContainsAny(out, "\x1b\x07\u202e") || !strings.Contains(out, `\u001b[2J\u202egnp.exe`) {
 		t.Errorf("it prints %q", out)
@@ -195,7 +203,7 @@ func TestShowTellsWhatBecameOfAnEvent(t *testing.T) {
 	t.Parallel()
 	r, _ := office(t)
 	key := lines(t, r.must(t, "list", "--json", "--refused"))[0]["id"].(string)
-	if out := r.must(t, "show", key); !strings.Contains(out, "not yet") || !strings.Contains(out, `"reason":"wrong_code"`) {
+	if out := r.must(t, "show", key); !strings.Contains(out, "not yet") || !strings.Contains(out, `"refusal":"code_unknown"`) {
 		t.Errorf("it shows %s", out)
 	}
 	r.Seal(t)
@@ -285,7 +293,7 @@ func TestRedactionLeavesTheEventAndRefusesWhatAVerifierNeeds(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v", test.word, err)
 		}
-		if action, detail := r.told(t); action != "audit.redacted" || detail["refused"] != test.word {
+		if action, detail := r.told(t); action != "audit.redacted" || detail["refusal"] != test.word {
 			t.Errorf("the log says %s of %v", action, detail)
 		}
 		if n := r.Count(t, "SELECT COUNT(*) FROM audit_log WHERE outcome = 'refused' AND action = 'audit.redacted' AND subject = $1", test.target); n != 1 {
@@ -298,14 +306,14 @@ func TestRedactionLeavesTheEventAndRefusesWhatAVerifierNeeds(t *testing.T) {
 	r.Append(t, 1)
 	r.Seal(t)
 	check(t, cluster.Restore(t.Context(), r.Database, dump))
-	_, err = r.Signer.AcceptLoss(t.Context(), "x", "local:test")
+	_, err = r.Signer.AcceptLoss(t.Context(), "x", keyheraldtest.Admin())
 	check(t, err)
 	loss := lines(t, r.must(t, "list", "--json", "--action", "audit.loss_accepted"))[0]["id"].(string)
 	if _, _, err := r.run(t, "redact", loss, "--reason", "x"); err == nil || !strings.Contains(err.Error(), "accepts a loss") {
 		t.Error(err)
 	}
 	// Nobody but the owner can.
-	if _, err := r.Writer.Redact(t.Context(), uuid.MustParse(ids["rotation.done"]), "x", "local:test", time.Now()); err == nil {
+	if _, err := r.Writer.Redact(t.Context(), uuid.MustParse(ids["rotation.done"]), "x", keyheraldtest.Admin(), time.Now()); err == nil {
 		t.Error("the writer redacts")
 	}
 }
@@ -320,7 +328,7 @@ func TestTwoRedactionsOfOneEventAreOne(t *testing.T) {
 	failures := make(chan error, 8)
 	for range cap(failures) {
 		go func() {
-			_, err := owner.Redact(t.Context(), uuid.MustParse(key), "x", "local:test", time.Now())
+			_, err := owner.Redact(t.Context(), uuid.MustParse(key), "x", keyheraldtest.Admin(), time.Now())
 			failures <- err
 		}()
 	}

@@ -37,7 +37,7 @@ func auditProve(load func() (config, error)) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := t.record(ctx, audit.LogExported, "prove", audit.ID("event", record.ID.String())); err != nil {
+		if err := t.record(ctx, audit.LogExported, audit.CommandProve, audit.ID("event", record.ID)); err != nil {
 			return err
 		}
 		file, err := to.open(cmd.OutOrStdout())

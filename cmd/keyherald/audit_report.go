@@ -12,13 +12,14 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/report"
+	"github.com/keyherald/keyherald/internal/period"
 )
 
 func auditReport(load func() (config, error)) *cobra.Command {
 	var from, to string
 	var page, table output
 	cmd := tool(load, "report", "Write the report of a period: a page of HTML for screen and paper, and a CSV", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
-		since, until, err := between(from, to, time.Now())
+		since, until, err := period.Between(from, to, time.Now())
 		if err != nil {
 			return fmt.Errorf("--from, --to: %w", err)
 		}
@@ -41,7 +42,7 @@ func auditReport(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func (t *auditTools) report(ctx context.Context, period report.Period, page, table output, stdout, said io.Writer) error {
+func (t *auditTools) report(ctx context.Context, span report.Period, page, table output, stdout, said io.Writer) error {
 	keys, err := t.verifiers()
 	if err != nil {
 		return err
@@ -51,17 +52,17 @@ func (t *auditTools) report(ctx context.Context, period report.Period, page, tab
 		return err
 	}
 	// Between the sinks and the database, so that a replica has caught up with what the sinks have.
-	asked := append([]audit.Field{audit.Word("format", "report")}, periodFields(period.From, period.To)...)
-	if err := t.record(ctx, audit.LogExported, "report", asked...); err != nil {
+	asked := append([]audit.Field{audit.Word("format", audit.FormatReport)}, periodFields(span.From, span.To)...)
+	if err := t.record(ctx, audit.LogExported, audit.CommandReport, asked...); err != nil {
 		return err
 	}
-	data := report.Page{Log: t.logName(), By: localActor(), At: time.Now(), Sinks: known.sinks}
+	data := report.Page{Log: t.logName(), By: localActor().String(), At: time.Now(), Sinks: known.sinks}
 	err = t.read.Snapshot(ctx, func(in context.Context) error {
 		if data.Integrity, err = t.verify(in, keys, known); err != nil {
 			return err
 		}
 		data.Unsealed = data.Integrity.Checked.Unsealed
-		data.Facts, err = report.Collect(t.read.Leaves(in, 0, data.Integrity.Size), period)
+		data.Facts, err = report.Collect(t.read.Leaves(in, 0, data.Integrity.Size), span)
 		return err
 	})
 	if err != nil {

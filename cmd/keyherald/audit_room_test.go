@@ -139,8 +139,13 @@ func lines(t *testing.T, text string) (decoded []map[string]any) {
 }
 
 // event is one that a part of the server appends.
-func event(actor string, action audit.Action, subject string, outcome audit.Outcome, detail ...audit.Field) audit.Event {
+func event(actor audit.Actor, action audit.Action, subject audit.Subject, outcome audit.Outcome, detail ...audit.Field) audit.Event {
 	return audit.Event{Time: time.Now(), Actor: actor, Action: action, Subject: subject, Outcome: outcome, Detail: detail}
+}
+
+// leaseTaken is an event of the bot's, for where any will do.
+func leaseTaken() audit.Event {
+	return event(audit.ByRelay(), audit.LeaseTaken, audit.OfUser("@keyherald:example.org"), audit.Accepted, audit.Number("epoch", 1))
 }
 
 func wantExit(t *testing.T, err error, code int) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -54,8 +55,8 @@ const replicaLag = 10 * time.Second
 
 // record appends that the log is read or exported, before anything of it is put out: without the event there is no
 // output. ctx is not one of a transaction that reads.
-func (t *auditTools) record(ctx context.Context, action audit.Action, command string, asked ...audit.Field) error {
-	ids, err := t.write.AppendAll(ctx, []audit.Event{{Time: time.Now(), Actor: localActor(), Action: action, Subject: t.logName(), Outcome: audit.Accepted,
+func (t *auditTools) record(ctx context.Context, action audit.Action, command audit.Command, asked ...audit.Field) error {
+	ids, err := t.write.AppendAll(ctx, []audit.Event{{Time: time.Now(), Actor: localActor(), Action: action, Subject: audit.OfLog(audit.LogName(t.logName())), Outcome: audit.Accepted,
 		Detail: append(audit.Detail{audit.Word("command", command)}, asked...)}})
 	if err != nil {
 		return fmt.Errorf("the log is not read, since that could not be recorded in it: %w", err)
@@ -132,6 +133,15 @@ func (t *auditTools) eventKey(ctx context.Context, text string) (record audit.Re
 		return record, err
 	}
 	return page[0], nil
+}
+
+// leafIndex reads a leaf index.
+func leafIndex(text string) (int64, error) {
+	index, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || index < 0 || strconv.FormatInt(index, 10) != text {
+		return 0, fmt.Errorf("%q is no leaf index: write a number from 0 on", text)
+	}
+	return index, nil
 }
 
 // plain keeps what others wrote from steering the terminal: control and format characters are shown as their codes.

@@ -34,7 +34,7 @@ func auditVerify(load func() (config, error)) *cobra.Command {
 				return err
 			}
 			// Between the sinks and the database, so that a replica has caught up with what the sinks have.
-			if err := t.record(ctx, audit.LogRead, "verify"); err != nil {
+			if err := t.record(ctx, audit.LogRead, audit.CommandVerify); err != nil {
 				return err
 			}
 			var result integrity.Report

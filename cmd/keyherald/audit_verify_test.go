@@ -15,6 +15,7 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/completeness"
 	"github.com/keyherald/keyherald/audit/integrity"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -61,7 +62,7 @@ func TestVerifyEndsWithItsVerdict(t *testing.T) {
 	check(t, cluster.Restore(ctx, r.Database, dump))
 	_, _, err = r.run(t, "verify")
 	wantExit(t, err, 6)
-	_, err = r.Signer.AcceptLoss(ctx, "x", "local:test")
+	_, err = r.Signer.AcceptLoss(ctx, "x", keyheraldtest.Admin())
 	check(t, err)
 	r.Seal(t)
 	if out := r.must(t, "verify"); !strings.Contains(out, "epoch/2") || !strings.Contains(out, "a loss was accepted here") {
@@ -118,7 +119,7 @@ func (r *room) know(t *testing.T, user, path, version string) {
 	key := uuid.Must(uuid.NewV7())
 	check(t, r.Writer.InsertRotations(t.Context(), []postgres.Rotation{{ID: key, UserID: id.UserID(user), Secret: "m.megolm_backup.v1", Source: "kms",
 		KMS: protocol.KMSRef{Name: "corporate", Path: path, Version: version}, Facts: rotation.Facts{State: rotation.Received}, CreatedAt: time.Now()}}))
-	e := event("source:kms", audit.NotificationAccepted, user, audit.Accepted, audit.ID("path", path), audit.ID("version", version))
+	e := event(audit.BySource("kms"), audit.NotificationAccepted, audit.OfUser(id.UserID(user)), audit.Accepted, audit.ID("path", audit.KMSPath(path)), audit.ID("version", audit.KMSVersion(version)))
 	e.Rotation = key
 	r.AppendEvents(t, e)
 }

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/goolm"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -78,13 +80,25 @@ func migrateCommand(load func() (config, error)) *cobra.Command {
 }
 
 // localActor names who ran a command, as the audit log has it.
-func localActor() string {
+func localActor() audit.Actor {
 	name := "unknown"
 	if u, err := user.Current(); err == nil {
 		name = u.Username
 	}
+	return audit.ByLocal(audit.AccountName(name), hostName())
+}
+
+func hostName() audit.HostName {
 	host, _ := os.Hostname()
-	return "local:" + name + "@" + host
+	return audit.HostName(host)
+}
+
+// softwareVersion is what the build recorded of the source that it is from.
+func softwareVersion() audit.SoftwareVersion {
+	if build, ok := debug.ReadBuildInfo(); ok {
+		return audit.SoftwareVersion(build.Main.Version)
+	}
+	return ""
 }
 
 // withEngine opens what a command-line action needs; without a usable log nothing is done.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -28,10 +27,15 @@ func acceptRestored(cmd *cobra.Command, load func() (config, error), reason stri
 	if c, err := load(); err != nil || !c.Audit.on() {
 		return err
 	}
-	err := acceptLoss(cmd, load, reason)
-	if errors.Is(err, signer.ErrNothingLost) {
-		return nil
-	} else if err != nil {
+	lost := false
+	err := withSigner(cmd.Context(), load, func(_ config, _ *postgres.DB, s *signer.Signer) (err error) {
+		lost, err = s.Lost(cmd.Context())
+		return err
+	})
+	if err == nil && lost {
+		err = acceptLoss(cmd, load, reason)
+	}
+	if err != nil {
 		return fmt.Errorf("the restore is declared, and the audit log's loss is not: run `keyherald audit accept-loss` when this is mended: %w", err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -155,7 +156,17 @@ func rotationsWatch(load func() (config, error)) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		return withEngine(cmd.Context(), func() (config, error) { return c, nil }, func(db *postgres.DB, _ *relay.Engine) error {
+			// What it prints is the log.
+			err := db.Append(cmd.Context(), audit.Event{Time: time.Now(), Actor: localActor(), Action: audit.LogRead, Subject: audit.OfLog(audit.LogName(c.Audit.Name)),
+				Rotation: key, Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("command", audit.CommandWatch)}})
+			if err != nil {
+				return err
+			}
 			return watch(cmd.Context(), db, key, cmd.OutOrStdout(), asJSON)
 		})
 	}}
@@ -252,7 +263,7 @@ func printRotation(out io.Writer, v rotationView) error {
 	return table.Flush()
 }
 
-func rotationsChange(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, uuid.UUID, string) error) *cobra.Command {
+func rotationsChange(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, uuid.UUID, audit.Actor) error) *cobra.Command {
 	return &cobra.Command{Use: name + " ROTATION", Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		key, err := rotationID(args[0])
 		if err != nil {
@@ -297,7 +308,7 @@ func rotationsRelease(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func freezeCommand(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, string) error) *cobra.Command {
+func freezeCommand(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, audit.Actor) error) *cobra.Command {
 	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
 			return do(engine, cmd.Context(), localActor())

@@ -72,7 +72,7 @@ func migrate(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(db.Migrate(ctx, c.Database.Roles), db.Close())
+	return errors.Join(db.Migrate(ctx, c.Database.Roles, localActor(), softwareVersion()), db.Close())
 }
 
 func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, appservice.Identity, error) {
@@ -120,7 +120,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	host, _ := os.Hostname()
 	bot, err := appservice.NewBot(appservice.BotConfig{
 		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Login: c.Bot.Login, Identity: identity, PickleKey: pickleKey,
-		Holder: host + "/" + uuid.NewString(), DB: db, Log: log,
+		Holder: host + "/" + uuid.NewString(), Host: hostName(), DB: db, Log: log,
 		NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
 	})
 	if err != nil {
@@ -146,6 +146,9 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	listener, err := listen(c)
 	if err != nil {
 		return err
+	}
+	if err := started(ctx, db, c, identity); err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -195,9 +198,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	answered()
 	parts.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
+		err = cause
 	}
-	return err
+	last, lastDone := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer lastDone()
+	return stopped(last, db, err)
 }
 
 // newSealer is nil where the log is not sealed, which the configuration allows in development alone.

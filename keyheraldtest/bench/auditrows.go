@@ -21,6 +21,7 @@ import (
 	"github.com/keyherald/keyherald/audit/tree"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
 )
 
 const auditRound = 2 * time.Second
@@ -51,8 +52,8 @@ func Audit(ctx context.Context, rounds int) (rows []Row, err error) {
 
 // sampleEvent is an event as reports of progress are.
 func sampleEvent(rotation uuid.UUID) audit.Event {
-	return audit.Event{Time: time.Now(), Actor: "@alice:example.org/MANAGEDDEVICE", Action: audit.ProgressReported, Subject: "@alice:example.org", Rotation: rotation,
-		Outcome: audit.Reported, Detail: audit.Detail{audit.Word("stage", "carried_over"), audit.Number("attempt", 1), audit.ID("report", rotation.String()),
+	return audit.Event{Time: time.Now(), Actor: audit.ByDevice("@alice:example.org", "MANAGEDDEVICE"), Action: audit.ProgressReported, Subject: audit.OfUser("@alice:example.org"), Rotation: rotation,
+		Outcome: audit.Reported, Detail: audit.Detail{audit.Word("stage", protocol.StageCarriedOver), audit.Number("attempt", 1), audit.ID("report", rotation),
 			audit.Number("total", 1200), audit.Number("carried", 1200), audit.Number("undecrypted", 0), audit.Flag("complete", true)}}
 }
 

@@ -94,7 +94,7 @@ func newDatabaseWithSigner(ctx context.Context, cluster *keyheraldtest.Postgres)
 	if err != nil {
 		return database{}, "", err
 	}
-	if err := errors.Join(owner.Migrate(ctx, fresh.Roles()), owner.Close()); err != nil {
+	if err := errors.Join(owner.Migrate(ctx, fresh.Roles(), keyheraldtest.Admin(), ""), owner.Close()); err != nil {
 		return database{}, "", err
 	}
 	db, err := postgres.Open(ctx, fresh.WriterURL)
@@ -178,7 +178,7 @@ func (r *receiving) round(ctx context.Context) (float64, error) {
 func (r *receiving) kept(ctx context.Context) error {
 	var notifications, rotations, events int
 	err := r.db.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM notification WHERE rotation_id IS NOT NULL), (SELECT COUNT(*) FROM rotation),
-		(SELECT COUNT(*) FROM audit_event JOIN audit_detail ON event_id = audit_event.id)`).Scan(&notifications, &rotations, &events)
+		(SELECT COUNT(*) FROM audit_log JOIN audit_detail ON event_id = audit_log.id WHERE action = 'notification.accepted')`).Scan(&notifications, &rotations, &events)
 	if err != nil {
 		return fmt.Errorf("counting what was kept: %w", err)
 	}

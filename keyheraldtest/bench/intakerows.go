@@ -27,7 +27,8 @@ func insertScript(ctx context.Context, db *postgres.DB) (string, error) {
 	}
 	var rotationID, event string
 	var body, salt, detail []byte
-	err = db.QueryRow(ctx, `SELECT rotation.id, audit_event.id, body, salt, detail FROM rotation, audit_event JOIN audit_detail ON event_id = audit_event.id`).
+	err = db.QueryRow(ctx, `SELECT rotation.id, audit_event.id, body, salt, detail FROM rotation, audit_event JOIN audit_detail ON event_id = audit_event.id
+		WHERE audit_event.id IN (SELECT id FROM audit_log WHERE action = 'notification.accepted')`).
 		Scan(&rotationID, &event, &body, &salt, &detail)
 	if err != nil {
 		return "", fmt.Errorf("reading the sample: %w", err)

@@ -164,7 +164,7 @@ func (c *crowded) run(ctx context.Context, do func(context.Context) error) {
 // trigger opens a rotation for every member while triggers are frozen, lets them go, and returns how many a second
 // the homeserver took.
 func (c *crowded) trigger(ctx context.Context, version int) (float64, error) {
-	if err := c.engine.Freeze(ctx, "bench"); err != nil {
+	if err := c.engine.Freeze(ctx, keyheraldtest.Admin()); err != nil {
 		return 0, err
 	}
 	for i, m := range c.members {
@@ -175,7 +175,7 @@ func (c *crowded) trigger(ctx context.Context, version int) (float64, error) {
 		}
 	}
 	began := time.Now()
-	if err := c.engine.Thaw(ctx, "bench"); err != nil {
+	if err := c.engine.Thaw(ctx, keyheraldtest.Admin()); err != nil {
 		return 0, err
 	}
 	err := keyheraldtest.Until(ctx, 5*time.Minute, func() error {

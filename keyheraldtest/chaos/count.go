@@ -225,6 +225,9 @@ var effects = []struct{ what, query string }{
 	{"done rotations and rotation.done", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'done'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.done'`)},
 	{"superseded rotations and rotation.superseded", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'superseded'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.superseded'`)},
 	{"reports of rotations and progress.reported", pairs(`SELECT id::text AS key FROM report WHERE rotation_id IS NOT NULL`, `SELECT detail->>'report' AS key FROM audit_log WHERE action = 'progress.reported'`)},
+	{"statuses that were news and their events", pairs(`SELECT id::text AS key FROM report WHERE news`, `SELECT detail->>'report' AS key FROM audit_log WHERE action IN ('status.reported', 'drift.reported')`)},
+	{"where each user's newest rotation stands and what the log alone says of it", pairs(`SELECT DISTINCT ON (user_id) id || ' ' || CASE WHEN held AND ended_at IS NULL THEN 'held' ELSE state END AS key
+		FROM rotation ORDER BY user_id, state = 'superseded', created_at DESC, id DESC`, `SELECT rotation || ' ' || state AS key FROM auditor.compliance_at('2999-01-01') WHERE rotation IS NOT NULL`)},
 	{"enrolled devices and device.enrolled", pairs(`SELECT user_id || '/' || device_id AS key FROM device`, `SELECT subject AS key FROM audit_log WHERE action = 'device.enrolled'`)},
 }
 

@@ -137,7 +137,7 @@ func TestNothingIsPushedAgainOnceTheVersionIsNotOursOrToWhoIsExcluded(t *testing
 	w.manage(t, "managed", func(c *device.AccountConfig) { c.Push.RepeatAfter = 4 * time.Second })
 	// A managed device that was revoked is on every exclude list.
 	check(t, w.db.PutDevice(ctx, w.enrolledAs(t, excluded, "GONE")))
-	check(t, w.engine.Revoke(ctx, w.alice, "GONE", "", "local:test"))
+	check(t, w.engine.Revoke(ctx, w.alice, "GONE", "", keyheraldtest.Admin()))
 	w.notify(t, "n1", "1")
 	w.waitDone(t)
 	wait(t, "the repetition", func() bool { return pushesOf(t, receiver, key) == 4 })

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -22,7 +23,7 @@ func TestADeviceThatIsNotCrossSignedIsNotEnrolled(t *testing.T) {
 	ctx := t.Context()
 	receiver := w.receiver(t, "UNSIGNED")
 	endpoint := receiver.Endpoint
-	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
+	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
 	check(t, err)
 	identities, err := endpoint.Identities(ctx, w.alice, code.BotUserID)
 	check(t, err)
@@ -70,11 +71,11 @@ func TestACodeIsForOneDeviceAndBurnsAfterFiveWrongTries(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", name, err, want)
 		}
 	}
-	used, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
+	used, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
 	check(t, err)
 	try("first", used, "")
 	try("second", used, protocol.RefusedCodeUsed)
-	open, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
+	open, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
 	check(t, err)
 	for range 5 {
 		wrong, err := protocol.NewCode(open.BotUserID, open.BotMasterKey)
@@ -96,7 +97,7 @@ func TestARevokedDeviceIsToldAndItsRotationGoesToAnother(t *testing.T) {
 	// No key in the KMS: the rotation stays with the device.
 	w.notify(t, "n1", "1")
 	w.caused(t, protocol.AttentionKMSForbidden)
-	check(t, w.engine.Revoke(ctx, w.alice, devices[0].DeviceID, "lost", "local:test"))
+	check(t, w.engine.Revoke(ctx, w.alice, devices[0].DeviceID, "lost", keyheraldtest.Admin()))
 	wait(t, "the device to know", func() bool {
 		enrolled, err := account.Enrolled(ctx)
 		check(t, err)

@@ -192,7 +192,7 @@ func (w *faulty) checkLog(t *testing.T) {
 		{"trigger.sent", `SELECT COUNT(*) FROM attempt WHERE sent_at IS NOT NULL`},
 		{"rotation.done", `SELECT COUNT(*) FROM rotation WHERE state = 'done'`},
 		{"progress.reported", `SELECT COUNT(*) FROM report WHERE rotation_id IS NOT NULL`},
-		{"status.reported,drift.reported", `SELECT COUNT(*) FROM report WHERE rotation_id IS NULL`},
+		{"status.reported,drift.reported", `SELECT COUNT(*) FROM report WHERE news`},
 		{"delivery.reported", `SELECT COUNT(*) FROM delivery`},
 		{"message.undecryptable", `SELECT 0`},
 		{"message.unusable", `SELECT 0`},
@@ -247,6 +247,7 @@ func (w *faulty) checkLog(t *testing.T) {
 	if len(attempts) != 1 || got["trigger.queued"] != 1 || got["trigger.sent"] != 1 || got["rotation.done"] != 1 || got["notification.accepted"] != 1 {
 		t.Errorf("%d attempts were made, and the log says %v", len(attempts), got)
 	}
+	w.checkDerived(t)
 	outcomes, err := w.db.Outcomes(t.Context(), r.ID)
 	check(t, err)
 	if outcomes[string(protocol.OutcomeSent)] != w.targets || len(outcomes) != 1 {

@@ -263,7 +263,7 @@ func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
 		if w.count(t, `SELECT COUNT(*) FROM rotation`) > before {
 			return nil // what was said to have failed had been committed
 		}
-		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath}, "local:test")
+		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath}, keyheraldtest.Admin())
 		return err
 	})
 	if err != nil {

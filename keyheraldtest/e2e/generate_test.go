@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/kms/filesecret"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -39,7 +40,7 @@ func TestADeviceMakesTheKeyItselfAndTheKMSsWordAboutItIsAnEcho(t *testing.T) {
 	wait(t, "the first key", func() bool { return pushesOf(t, excluded, first) == 2 })
 
 	grace := time.Hour
-	asked, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, Exclude: []id.DeviceID{"STOLEN"}, Reason: rotation.ReasonCompromise, OldBackupGrace: &grace}, "local:test")
+	asked, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, Exclude: []id.DeviceID{"STOLEN"}, Reason: rotation.ReasonCompromise, OldBackupGrace: &grace}, keyheraldtest.Admin())
 	check(t, err)
 	w.waitDone(t)
 	r := w.onlyRotation(t)
@@ -65,7 +66,7 @@ func TestADeviceMakesTheKeyItselfAndTheKMSsWordAboutItIsAnEcho(t *testing.T) {
 	}
 
 	// An exclusion binds later rotations as well, and the repetition that lifts it.
-	second, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice}, "local:test")
+	second, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice}, keyheraldtest.Admin())
 	check(t, err)
 	w.waitDone(t)
 	newest, _ := w.kmsKey(t, "")
@@ -73,11 +74,11 @@ func TestADeviceMakesTheKeyItselfAndTheKMSsWordAboutItIsAnEcho(t *testing.T) {
 	if n := pushesOf(t, excluded, newest); n != 0 {
 		t.Errorf("the excluded device got %d pushes of the next key", n)
 	}
-	check(t, w.engine.Include(ctx, w.alice, "STOLEN", "local:test"))
-	if err := w.engine.Include(ctx, w.alice, "STOLEN", "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	check(t, w.engine.Include(ctx, w.alice, "STOLEN", keyheraldtest.Admin()))
+	if err := w.engine.Include(ctx, w.alice, "STOLEN", keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("lifting it again gave %v", err)
 	}
-	check(t, w.engine.Repeat(ctx, second, "local:test"))
+	check(t, w.engine.Repeat(ctx, second, keyheraldtest.Admin()))
 	wait(t, "the repetition", func() bool { return pushesOf(t, excluded, newest) >= 2 && pushesOf(t, receiver, newest) == 4 })
 }
 
@@ -92,7 +93,7 @@ func TestAnEchoThatComesBeforeTheDevicesWordOpensNoRotation(t *testing.T) {
 	w.notify(t, "n1", "1")
 	w.waitDone(t)
 	g.set(true) // nothing that the device says is heard
-	asked, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice}, "local:test")
+	asked, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice}, keyheraldtest.Admin())
 	check(t, err)
 	var version string
 	wait(t, "the device to write to the KMS", func() bool {
@@ -121,7 +122,7 @@ func TestARotationThatCannotBeAskedForIsRefusedWithWhatToDo(t *testing.T) {
 		"a user whose key is nobody's": {relay.RotateRequest{UserID: "@alice:example.org"}, "--kms"},
 		"a KMS without a path":         {relay.RotateRequest{UserID: "@alice:example.org", KMS: "dev"}, "name both"},
 	} {
-		if _, err := engine.Rotate(ctx, test.request, "local:test"); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := engine.Rotate(ctx, test.request, keyheraldtest.Admin()); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

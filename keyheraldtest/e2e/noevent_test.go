@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -119,19 +120,26 @@ func TestWhatAdminsDoDoesNotHappenWithoutItsEvent(t *testing.T) {
 	check(t, err)
 	cancelled, err := accept("alice", "2")
 	check(t, err)
-	check(t, engine.Cancel(ctx, cancelled, "local:test"))
+	actor := keyheraldtest.Admin()
+	check(t, engine.Cancel(ctx, cancelled, actor))
 
-	const actor = "local:test"
 	for _, act := range []struct {
 		what string
 		do   func(context.Context) error
 	}{
 		{"a notification opens a rotation", func(context.Context) error { _, err := accept("dave", "1"); return err }},
 		{"a notification that is unusable is kept", func(ctx context.Context) error {
-			_, err := engine.Unusable(ctx, intake.Notification{Source: "dev", ID: "odd", User: "@odd:example.org"}, "it names no version")
+			_, err := engine.Unusable(ctx, intake.Notification{Source: "dev", ID: "odd", User: "@odd:example.org"}, intake.Problem{Why: audit.RefusedNoUsableVersion, Text: "it names no version"})
 			return err
 		}},
 		{"refusals are counted", func(ctx context.Context) error { return engine.Refused(ctx, "dev", "wrong_signature", time.Now(), 3) }},
+		{"what is ignored is counted", func(ctx context.Context) error {
+			return engine.Ignored(ctx, "dev", audit.IgnoredUnmapped, time.Now(), 3)
+		}},
+		{"a notification has another's id", func(context.Context) error {
+			_, err := engine.Accept(ctx, intake.Notification{Source: "dev", ID: "alice1", BodySHA256: [32]byte{1}, User: "@alice:example.org", Path: "x", Version: "1"})
+			return err
+		}},
 		{"a code is made", func(ctx context.Context) error {
 			_, err := engine.NewCode(ctx, "@alice:example.org", time.Hour, actor)
 			return err

@@ -29,12 +29,13 @@ func TestADatabaseThatWentBackIsNotUsedUntilTheRestoreIsDeclared(t *testing.T) {
 
 	check(t, cluster.Restore(ctx, w.database, dump))
 	wait(t, "the bot to see that the database went back", func() bool { return !w.bot.Leading() })
+	wait(t, "the log to say that it stands still", func() bool { return w.logHas(t, "bot.stopped", "went_back") })
 	fresh := w.newKey(t, "3")
 	w.notify(t, "n3", "3")
 
 	device, err := appservice.NewDeviceID()
 	check(t, err)
-	restored, err := w.engine.Restore(ctx, device, "the disk was lost", "local:test")
+	restored, err := w.engine.Restore(ctx, device, "the disk was lost", keyheraldtest.Admin())
 	check(t, err)
 	if restored.OldDevice != before[0] || restored.NewDevice != device {
 		t.Errorf("the restore says %+v, and the bot's device was %s", restored, before)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/rotation"
@@ -19,9 +20,9 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 	w.notify(t, "n1", "1")
 	w.caused(t, protocol.AttentionKMSForbidden)
 	key := w.onlyRotation(t).ID
-	check(t, w.engine.Cancel(ctx, key, "local:test"))
+	check(t, w.engine.Cancel(ctx, key, keyheraldtest.Admin()))
 	wait(t, "the device to be told", func() bool { return w.logHas(t, "rotation.cancel_queued", "attempt") })
-	if err := w.engine.Cancel(ctx, key, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	if err := w.engine.Cancel(ctx, key, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("cancelling again gave %v", err)
 	}
 	// Now there is a key, and a device that did not stop would use it.
@@ -36,9 +37,9 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 	if state := w.onlyRotation(t).Facts.State; state != rotation.Cancelled {
 		t.Errorf("the rotation is %s", state)
 	}
-	check(t, w.engine.Retry(ctx, key, "local:test"))
+	check(t, w.engine.Retry(ctx, key, keyheraldtest.Admin()))
 	w.waitDone(t)
-	if err := w.engine.Retry(ctx, key, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	if err := w.engine.Retry(ctx, key, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("retrying what is done gave %v", err)
 	}
 	for _, action := range []string{"rotation.cancelled", "rotation.retried", "rotation.done"} {
@@ -53,8 +54,8 @@ func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
 	ctx := t.Context()
 	w.newKey(t, "1")
 	w.manage(t, "managed")
-	check(t, w.engine.Freeze(ctx, "local:test"))
-	if err := w.engine.Freeze(ctx, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	check(t, w.engine.Freeze(ctx, keyheraldtest.Admin()))
+	if err := w.engine.Freeze(ctx, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("freezing again gave %v", err)
 	}
 	w.notify(t, "n1", "1")
@@ -63,7 +64,7 @@ func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
 	if state := w.onlyRotation(t).Facts.State; state != rotation.Received || w.logHas(t, "trigger.queued", "") {
 		t.Fatalf("the rotation is %s", state)
 	}
-	check(t, w.engine.Thaw(ctx, "local:test"))
+	check(t, w.engine.Thaw(ctx, keyheraldtest.Admin()))
 	w.waitDone(t)
 	for _, action := range []string{"triggers.frozen", "triggers.thawed"} {
 		if !w.logHas(t, action, "") {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -25,7 +26,7 @@ func TestASchemaThatDoesNotFitIsRefusedWithWhatToDo(t *testing.T) {
 			check(t, err)
 			t.Cleanup(func() { _ = owner.Close() })
 			if test.change != "" {
-				check(t, owner.Migrate(ctx, database.Roles()))
+				check(t, owner.Migrate(ctx, database.Roles(), keyheraldtest.Admin(), ""))
 				_, err = owner.Exec(ctx, test.change)
 				check(t, err)
 			}

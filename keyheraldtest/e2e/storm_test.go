@@ -17,7 +17,7 @@ import (
 
 func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	ctx := t.Context()
-	db, _, _ := newDatabase(t)
+	db, _, database := newDatabase(t)
 	clock := &keyheraldtest.Clock{}
 	engine, err := relay.New(relay.Config{DB: db, Now: clock.Now, BotUserID: "@keyherald:example.org", BotMasterKey: "x",
 		Storm: rotation.StormLimit{Percent: 2, Users: 3}})
@@ -59,13 +59,13 @@ func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	if n := due(); n != 3 {
 		t.Errorf("%d rotations are due, want those of three users", n)
 	}
-	if err := engine.Retry(ctx, fourth, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	if err := engine.Retry(ctx, fourth, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("retrying a held rotation gave %v", err)
 	}
-	if n, err := engine.Release(ctx, []uuid.UUID{fourth}, "local:test"); err != nil || n != 1 || held(fourth) || !held(fifth) {
+	if n, err := engine.Release(ctx, []uuid.UUID{fourth}, keyheraldtest.Admin()); err != nil || n != 1 || held(fourth) || !held(fifth) {
 		t.Errorf("releasing one: %d, %v", n, err)
 	}
-	if _, err := engine.Release(ctx, []uuid.UUID{fourth}, "local:test"); !errors.Is(err, relay.ErrNotPossible) {
+	if _, err := engine.Release(ctx, []uuid.UUID{fourth}, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("releasing it again gave %v", err)
 	}
 	if held(change("user3", "2")) {
@@ -75,20 +75,21 @@ func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 	if old, _, err := db.Rotation(ctx, fifth); err != nil || old.Facts.State != rotation.Superseded || !held(newer) {
 		t.Errorf("a newer version of a held one: %s, %v", old.Facts.State, err)
 	}
-	if n, err := engine.Release(ctx, nil, "local:test"); err != nil || n != 1 || due() != 5 {
+	if n, err := engine.Release(ctx, nil, keyheraldtest.Admin()); err != nil || n != 1 || due() != 5 {
 		t.Errorf("releasing all: %d, %v, %d due", n, err, due())
 	}
 	clock.Advance(rotation.StormWindow + time.Minute)
 	if held(change("user9", "1")) {
 		t.Error("after the window a user is held")
 	}
+	(&world{database: database}).checkDerived(t)
 	lines, err := db.Log(ctx, "", 1000)
 	check(t, err)
 	counts := map[string]int{}
 	for _, line := range lines {
-		counts[line.Action]++
+		counts[line.Action+" "+line.Outcome]++
 	}
-	if counts["rotation.held"] != 3 || counts["rotation.released"] != 2 {
-		t.Errorf("the audit log has %d held and %d released, want 3 and 2", counts["rotation.held"], counts["rotation.released"])
+	if counts["rotation.held accepted"] != 3 || counts["rotation.released accepted"] != 2 || counts["rotation.released refused"] != 1 {
+		t.Errorf("the audit log has %v, want 3 held, 2 released and one release refused", counts)
 	}
 }

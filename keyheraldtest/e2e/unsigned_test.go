@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/signer"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -35,12 +36,12 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	}
 
 	// Somebody has the key: that does not wait for a signature.
-	check(t, w.engine.Freeze(ctx, "local:test"))
+	check(t, w.engine.Freeze(ctx, keyheraldtest.Admin()))
 	w.newKey(t, "3")
 	w.notify(t, "n3", "3")
 	_, err := w.db.Exec(ctx, `UPDATE rotation SET reason = 'compromise' WHERE version = '3'`)
 	check(t, err)
-	check(t, w.engine.Thaw(ctx, "local:test"))
+	check(t, w.engine.Thaw(ctx, keyheraldtest.Admin()))
 	w.waitDone(t)
 
 	w.newKey(t, "4")
@@ -57,6 +58,7 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	for _, line := range lines {
 		actions[line.Action]++
 	}
+	w.checkDerived(t)
 	if actions["rotation.held"] != 2 || actions["rotation.released"] != 1 {
 		t.Errorf("the log tells of %d holds and %d releases", actions["rotation.held"], actions["rotation.released"])
 	}

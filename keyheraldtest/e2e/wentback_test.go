@@ -110,7 +110,7 @@ func (w *world) comeBack(t *testing.T, old *device.Account, receiver *keyheraldt
 		return !enrolled
 	})
 	wait(t, "the rotation to wait for another device", func() bool { return w.onlyRotation(t).Facts.State == rotation.WaitingForEnrollment })
-	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, "local:test")
+	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
 	check(t, err)
 	if err := old.Enroll(ctx, code); err == nil || !strings.Contains(err.Error(), "went back") {
 		t.Errorf("the old store enrolls again, or with another word: %v", err)

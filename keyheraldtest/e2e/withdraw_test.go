@@ -182,7 +182,7 @@ func TestACancelWithdrawsPushesAndARetryPushesThemInAnotherRound(t *testing.T) {
 	key := w.newKey(t, "1")
 	w.notify(t, "n1", "1")
 	wait(t, "pushes in the outbox", func() bool { return w.inStore(t, "managed", pendingPushes) == 4 })
-	check(t, w.engine.Cancel(ctx, w.onlyRotation(t).ID, "local:test"))
+	check(t, w.engine.Cancel(ctx, w.onlyRotation(t).ID, keyheraldtest.Admin()))
 	wait(t, "the pushes to be withdrawn", func() bool { return w.inStore(t, "managed", pendingPushes) == 0 })
 	g.set(false)
 	wait(t, "the withdrawn targets to be reported", func() bool { return w.outcomes(t, w.onlyRotation(t).ID)["superseded"] == 2 })
@@ -193,7 +193,7 @@ func TestACancelWithdrawsPushesAndARetryPushesThemInAnotherRound(t *testing.T) {
 	if holds(receiver, key) {
 		t.Fatal("the receiver got the key of a cancelled rotation")
 	}
-	check(t, w.engine.Retry(ctx, w.onlyRotation(t).ID, "local:test"))
+	check(t, w.engine.Retry(ctx, w.onlyRotation(t).ID, keyheraldtest.Admin()))
 	w.waitDone(t)
 	wait(t, "the key to arrive", func() bool {
 		check(t, receiver.Receive(ctx))

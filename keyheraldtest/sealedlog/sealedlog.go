@@ -78,7 +78,7 @@ func New(t testing.TB, cluster *keyheraldtest.Postgres) *Log {
 	check(t, err)
 	owner, err := postgres.Open(ctx, database.OwnerURL)
 	check(t, err)
-	check(t, owner.Migrate(ctx, database.Roles()))
+	check(t, owner.Migrate(ctx, database.Roles(), keyheraldtest.Admin(), ""))
 	check(t, owner.Close())
 	l := &Log{Database: database, Shelf: &Shelf{}}
 	l.KeyFile, l.Keys = NewKey(t)
@@ -91,6 +91,8 @@ func New(t testing.TB, cluster *keyheraldtest.Postgres) *Log {
 		t.Cleanup(func() { _ = db.Close() })
 		*c.to = db
 	}
+	// A test's log begins without what the migration told, so that its leaves can be counted.
+	l.Tamper(t, "DELETE FROM audit_detail", "DELETE FROM audit_pending", "DELETE FROM audit_event")
 	l.Signer = l.NewSigner(t)
 	return l
 }
@@ -119,8 +121,8 @@ func (l *Log) NewSigner(t testing.TB, sinks ...signer.Sink) *signer.Signer {
 func (l *Log) Append(t testing.TB, n int) {
 	t.Helper()
 	for i := range n {
-		l.AppendEvents(t, audit.Event{Time: time.Now(), Actor: "local:test", Action: audit.TriggersFrozen,
-			Subject: fmt.Sprint(i), Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("n", i)}})
+		l.AppendEvents(t, audit.Event{Time: time.Now(), Actor: audit.ByRelay(), Action: audit.LeaseTaken,
+			Subject: audit.OfUser("@keyherald:example.org"), Outcome: audit.Accepted, Detail: audit.Detail{audit.Number("epoch", i)}})
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/rs/zerolog"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/intake"
 )
 
@@ -223,12 +224,13 @@ type Memory struct {
 	Unusables  []intake.Notification
 	Handshakes []string
 	Refusals   map[string]int // by source and reason
+	Ignorances map[string]int // by source and kind
 	Fail       bool           // makes every call an error
 }
 
 // NewMemory makes an empty one.
 func NewMemory() *Memory {
-	return &Memory{known: map[[2]string]intake.Notification{}, Refusals: map[string]int{}}
+	return &Memory{known: map[[2]string]intake.Notification{}, Refusals: map[string]int{}, Ignorances: map[string]int{}}
 }
 
 var errFail = errors.New("the memory fails on purpose")
@@ -258,29 +260,40 @@ func (m *Memory) Accept(_ context.Context, n intake.Notification) (intake.Receip
 }
 
 // Unusable keeps one that is of no use.
-func (m *Memory) Unusable(_ context.Context, n intake.Notification, _ string) (intake.Receipt, error) {
+func (m *Memory) Unusable(_ context.Context, n intake.Notification, _ intake.Problem) (intake.Receipt, error) {
 	return m.keep(n, &m.Unusables)
 }
 
 // Handshake keeps that there was one.
-func (m *Memory) Handshake(_ context.Context, source, keyID, kind string) error {
+func (m *Memory) Handshake(_ context.Context, source audit.SourceName, key audit.CredentialID, kind audit.Handshake) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.Fail {
 		return errFail
 	}
-	m.Handshakes = append(m.Handshakes, source+" "+keyID+" "+kind)
+	m.Handshakes = append(m.Handshakes, string(source)+" "+string(key)+" "+string(kind))
+	return nil
+}
+
+// Ignored counts.
+func (m *Memory) Ignored(_ context.Context, source audit.SourceName, how audit.Ignored, _ time.Time, count int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.Fail {
+		return errFail
+	}
+	m.Ignorances[string(source)+" "+string(how)] += count
 	return nil
 }
 
 // Refused counts.
-func (m *Memory) Refused(_ context.Context, source, reason string, _ time.Time, count int) error {
+func (m *Memory) Refused(_ context.Context, source audit.SourceName, why audit.Refusal, _ time.Time, count int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.Fail {
 		return errFail
 	}
-	m.Refusals[source+" "+reason] += count
+	m.Refusals[string(source)+" "+string(why)] += count
 	return nil
 }
 

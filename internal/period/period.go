@@ -1,16 +1,16 @@
-package main
+// Package period reads the times that people write for the bounds of a period.
+package period
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// instant reads a time that somebody wrote: RFC 3339; a day, such as 2026-11-30 (UTC), which as an end includes the day;
+// Instant reads a time that somebody wrote: RFC 3339; a day, such as 2026-11-30 (UTC), which as an end includes the day;
 // or how long ago, such as 90m, 24h or 7d.
-func instant(text string, now time.Time, end bool) (time.Time, error) {
+func Instant(text string, now time.Time, end bool) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339, text); err == nil {
 		return t.UTC(), possible(text, t)
 	}
@@ -40,15 +40,15 @@ func possible(text string, t time.Time) error {
 	return nil
 }
 
-// between reads the bounds of a period; what is empty is no bound.
-func between(from, to string, now time.Time) (since, until time.Time, err error) {
+// Between reads the bounds of a period; what is empty is no bound.
+func Between(from, to string, now time.Time) (since, until time.Time, err error) {
 	if from != "" {
-		if since, err = instant(from, now, false); err != nil {
+		if since, err = Instant(from, now, false); err != nil {
 			return since, until, err
 		}
 	}
 	if to != "" {
-		if until, err = instant(to, now, true); err != nil {
+		if until, err = Instant(to, now, true); err != nil {
 			return since, until, err
 		}
 	}
@@ -57,20 +57,3 @@ func between(from, to string, now time.Time) (since, until time.Time, err error)
 	}
 	return since, until, nil
 }
-
-// leafIndex reads a leaf index.
-func leafIndex(text string) (int64, error) {
-	index, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || index < 0 || strconv.FormatInt(index, 10) != text {
-		return 0, fmt.Errorf("%q is no leaf index: write a number from 0 on", text)
-	}
-	return index, nil
-}
-
-var (
-	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
-	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
-)
-
-// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
-const maxFilter = 300

@@ -1,0 +1,172 @@
+package audit
+
+import (
+	"strings"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+)
+
+// Role is in which role somebody acts.
+type Role string
+
+// The roles. The command line knows the account that ran it and not what its owner is employed for, so admins,
+// operators and auditors look the same in an event.
+const (
+	Notifier   Role = "notifier"
+	Reconciler Role = "reconciler"
+	Managed    Role = "device"
+	Sender     Role = "sender"
+	Admin      Role = "admin"
+	Operator   Role = "operator"
+	Auditor    Role = "auditor"
+	Relay      Role = "relay"
+	Signer     Role = "signer"
+	Anybody    Role = "anybody"
+)
+
+// looks is what actors of a role look like in an event.
+func (r Role) looks() string {
+	switch r {
+	case Notifier:
+		return "source:<name>"
+	case Reconciler:
+		return "reconcile:<KMS>"
+	case Managed:
+		return "@user:server/DEVICE"
+	case Sender:
+		return "@user:server"
+	case Admin, Operator, Auditor:
+		return "local:<account>@<host>"
+	}
+	return string(r)
+}
+
+// Actor is who acted.
+type Actor struct{ looks, text string }
+
+// String is the actor as the log shows it.
+func (a Actor) String() string { return a.text }
+
+func (a Actor) has(role Role) bool { return a.looks == role.looks() }
+
+// BySource is whoever called the address of a source and, but for refusals, was authenticated as it.
+func BySource(name SourceName) Actor {
+	return Actor{Notifier.looks(), "source:" + shown(string(name), 128)}
+}
+
+// ByReconciler is the server where it asked a KMS by itself.
+func ByReconciler(kms KMSName) Actor {
+	return Actor{Reconciler.looks(), "reconcile:" + shown(string(kms), 128)}
+}
+
+// ByDevice is a device by its keys; where an enrollment is refused, as it calls itself.
+func ByDevice(user id.UserID, device id.DeviceID) Actor {
+	return Actor{Managed.looks(), deviceText(user, device)}
+}
+
+// BySender is a user as the homeserver names him, of whose device nothing is proved.
+func BySender(user id.UserID) Actor { return Actor{Sender.looks(), userText(user)} }
+
+// ByLocal is the account that ran a command, and the machine it ran on.
+func ByLocal(account AccountName, host HostName) Actor {
+	return Actor{Admin.looks(), "local:" + shown(string(account), 128) + "@" + shown(string(host), maxIdentifier)}
+}
+
+// ByRelay is the server by its own rules.
+func ByRelay() Actor { return Actor{Relay.looks(), string(Relay)} }
+
+// BySigner is the part of the server that seals the log.
+func BySigner() Actor { return Actor{Signer.looks(), string(Signer)} }
+
+// ByAnybody is somebody of whom nothing is known.
+func ByAnybody() Actor { return Actor{Anybody.looks(), string(Anybody)} }
+
+// kindOfSubject is what an event is about.
+type kindOfSubject string
+
+const (
+	aUser        kindOfSubject = "the user"
+	aDevice      kindOfSubject = "the device, as user/DEVICE"
+	aSource      kindOfSubject = "the source"
+	anEvent      kindOfSubject = "the event's id"
+	aLog         kindOfSubject = "the log, by its name"
+	theServer    kindOfSubject = "`server`"
+	theDatabase  kindOfSubject = "`database`"
+	theTriggers  kindOfSubject = "`triggers`"
+	theRotations kindOfSubject = "`rotations`"
+	theIntake    kindOfSubject = "`intake`"
+	theMessages  kindOfSubject = "`messages`"
+)
+
+func (k kindOfSubject) subject() Subject { return Subject{k, strings.Trim(string(k), "`")} }
+
+// Subject is what an event is about.
+type Subject struct {
+	kind kindOfSubject
+	text string
+}
+
+// String is the subject as the log shows it.
+func (s Subject) String() string { return s.text }
+
+// OfUser is a user, the bot among them.
+func OfUser(user id.UserID) Subject { return Subject{aUser, userText(user)} }
+
+// OfDevice is a device of a user.
+func OfDevice(user id.UserID, device id.DeviceID) Subject {
+	return Subject{aDevice, deviceText(user, device)}
+}
+
+// OfSource is a notification source.
+func OfSource(name SourceName) Subject { return Subject{aSource, shown(string(name), 128)} }
+
+// OfEvent is another event.
+func OfEvent(event uuid.UUID) Subject { return Subject{anEvent, event.String()} }
+
+// OfLog is an audit log. One that is not sealed, as in development, has no name.
+func OfLog(name LogName) Subject {
+	if name == "" {
+		name = "unnamed"
+	}
+	return Subject{aLog, shown(string(name), maxIdentifier)}
+}
+
+// OfServer is the server as a whole.
+func OfServer() Subject { return theServer.subject() }
+
+// OfDatabase is the database as a whole.
+func OfDatabase() Subject { return theDatabase.subject() }
+
+// OfTriggers are all triggers.
+func OfTriggers() Subject { return theTriggers.subject() }
+
+// OfRotations are all rotations, or one that is not known.
+func OfRotations() Subject { return theRotations.subject() }
+
+// OfIntake is what notifications arrive at, whatever their source.
+func OfIntake() Subject { return theIntake.subject() }
+
+// OfMessages are the to-device messages that the bot gets.
+func OfMessages() Subject { return theMessages.subject() }
+
+// userText shows what is no user id as its fingerprint.
+func userText(user id.UserID) string {
+	if _, _, err := user.Parse(); err != nil {
+		return fingerprint(string(user))
+	}
+	return shown(string(user), id.UserIDMaxLength)
+}
+
+// deviceText has one slash behind the user, the last one: an id of a device that has one is shown as its fingerprint.
+// The id of a dehydrated device is a public key, so that it is, too.
+func deviceText(user id.UserID, device id.DeviceID) string {
+	return userText(user) + "/" + deviceIDText(device)
+}
+
+func deviceIDText(device id.DeviceID) string {
+	if strings.Contains(string(device), "/") {
+		return fingerprint(string(device))
+	}
+	return shown(string(device), maxIdentifier)
+}

@@ -1,0 +1,186 @@
+package audit
+
+import (
+	"reflect"
+
+	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// Refusal is why the server refused something.
+type Refusal string
+
+// Why a notification is refused.
+const (
+	RefusedUnknownSource   Refusal = "unknown_source"
+	RefusedBodyUnreadable  Refusal = "body_unreadable"
+	RefusedTooLarge        Refusal = "too_large"
+	RefusedNotSigned       Refusal = "not_signed"
+	RefusedWrongSignature  Refusal = "wrong_signature"
+	RefusedStale           Refusal = "stale"
+	RefusedMediaType       Refusal = "unsupported_media_type"
+	RefusedMalformed       Refusal = "malformed"
+	RefusedConflict        Refusal = "same_id_with_another_body"
+	RefusedNoUserID        Refusal = "mapped_to_no_user_id"
+	RefusedNoUsableVersion Refusal = "no_usable_version"
+	RefusedUnusablePath    Refusal = "mapped_to_no_path"
+	RefusedTooSlow         Refusal = "body_too_slow"
+	RefusedAddress         Refusal = "wrong_address"
+	RefusedNoCredentials   Refusal = "no_credentials"
+	RefusedCredentials     Refusal = "wrong_credentials"
+	RefusedCertificate     Refusal = "wrong_certificate"
+	RefusedToken           Refusal = "wrong_token"
+	RefusedClaims          Refusal = "wrong_claims"
+	RefusedTopic           Refusal = "wrong_topic"
+	RefusedOrigin          Refusal = "wrong_origin"
+)
+
+// Why a message to the bot is refused.
+const (
+	RefusedNotEncrypted        Refusal = "not_encrypted"
+	RefusedUnknownSender       Refusal = "unknown_sender"
+	RefusedTooMany             Refusal = "too_many_of_strangers"
+	RefusedBeforeRestore       Refusal = "from_before_the_restore"
+	RefusedUndecryptable       Refusal = "undecryptable"
+	RefusedNotEnrolled         Refusal = "not_enrolled"
+	RefusedMalformedEnrollment Refusal = "malformed_enrollment"
+	RefusedMalformedProgress   Refusal = "malformed_progress"
+	RefusedMalformedStatus     Refusal = "malformed_status"
+	RefusedUnknownType         Refusal = "unknown_type"
+	RefusedUnknownRotation     Refusal = "unknown_rotation"
+	RefusedWrongTries          Refusal = "wrong_tries"
+	RefusedStoreBranched       Refusal = "marks_of_two_branches"
+	RefusedStoreConfessed      Refusal = "the_device_says_so"
+	RefusedIdentityChanged     Refusal = "identity_changed_or_not_cross_signed"
+)
+
+// Why a message of the bot's goes nowhere.
+const (
+	RefusedByHomeserver Refusal = "the_homeserver_refused"
+	RefusedNoOneTimeKey Refusal = "no_one_time_key"
+)
+
+// Why what an admin or operator asked for is refused.
+const (
+	RefusedEnded             Refusal = "ended"
+	RefusedHeld              Refusal = "held"
+	RefusedNotHeld           Refusal = "not_held"
+	RefusedBesideOthers      Refusal = "others_of_the_request_refused"
+	RefusedAlreadySo         Refusal = "already_so"
+	RefusedUnknownDevice     Refusal = "unknown_device"
+	RefusedLife              Refusal = "life_out_of_bounds"
+	RefusedNoReason          Refusal = "no_reason"
+	RefusedReason            Refusal = "unusable_reason"
+	RefusedNothingLost       Refusal = "nothing_lost"
+	RefusedNoSuchEvent       Refusal = "no_such_event"
+	RefusedUnreadable        Refusal = "unreadable"
+	RefusedIsRedaction       Refusal = "redaction"
+	RefusedIsLoss            Refusal = "accepted_loss"
+	RefusedIsKeys            Refusal = "signing_keys"
+	RefusedRedactedBefore    Refusal = "redacted_before"
+	RefusedDetailMissing     Refusal = "detail_missing"
+	RefusedForeignIdentity   Refusal = "another_identity_at_the_homeserver"
+	RefusedHalfPlace         Refusal = "kms_or_path_alone"
+	RefusedUnknownPlace      Refusal = "unknown_place"
+	RefusedNotPushed         Refusal = "not_pushed_last"
+	RefusedLoginByHomeserver Refusal = "login_refused"
+)
+
+// Problem is why something failed.
+type Problem string
+
+// The problems.
+const (
+	ProblemWentBack    Problem = "went_back"
+	ProblemDiverged    Problem = "diverged"
+	ProblemTreeDamaged Problem = "tree_damaged"
+	ProblemError       Problem = "error"
+)
+
+// Ignored is why a notification changed nothing.
+type Ignored string
+
+// Why a notification is ignored: it is none of ours, which is normal for a shared KMS, or was taken before.
+const (
+	IgnoredUnmapped Ignored = "unmapped"
+	IgnoredRepeated Ignored = "repeated"
+)
+
+// Handshake is a kind of a sender's request about its subscription.
+type Handshake string
+
+// The handshakes.
+const (
+	HandshakeEventGrid      Handshake = "event_grid_validation"
+	HandshakeSNSSubscribed  Handshake = "sns_subscription"
+	HandshakeSNSUnsubscribe Handshake = "sns_unsubscribed"
+)
+
+// Message is what a message of the bot's to a device is about, as the keys of its outbox begin.
+type Message string
+
+// The messages beside triggers.
+const (
+	MessageEnrollmentAnswer Message = "enroll"
+	MessageRevoked          Message = "revoked"
+	MessageCancel           Message = "cancel"
+	MessageGreeting         Message = "greet"
+	MessageStoreWentBack    Message = "went_back"
+	MessageNewSession       Message = "unwedge"
+	MessageRepeat           Message = "repeat"
+)
+
+// Command is by which command the log was read or exported.
+type Command string
+
+// The commands: watch is of `keyherald rotations`, the others of `keyherald audit`.
+const (
+	CommandWatch        Command = "watch"
+	CommandList         Command = "list"
+	CommandShow         Command = "show"
+	CommandFollow       Command = "follow"
+	CommandCompleteness Command = "completeness"
+	CommandVerify       Command = "verify"
+	CommandProve        Command = "prove"
+	CommandReport       Command = "report"
+	CommandExport       Command = "export"
+)
+
+// Format is in which form the log went out.
+type Format string
+
+// The formats.
+const (
+	FormatJSONLines Format = "jsonl"
+	FormatCSV       Format = "csv"
+	FormatOCSF      Format = "ocsf"
+	FormatBundle    Format = "bundle"
+	FormatReport    Format = "report"
+)
+
+func vocabularyOf[T Vocabulary]() string { return reflect.TypeFor[T]().String() }
+
+// The words of other rooms that may stand in the log.
+var (
+	enrollmentRefusals = []protocol.Refusal{protocol.RefusedCodeUnknown, protocol.RefusedCodeUsed, protocol.RefusedCodeExpired, protocol.RefusedCodeBurned,
+		protocol.RefusedOtherUser, protocol.RefusedKeysMismatch, protocol.RefusedMasterKeyMismatch, protocol.RefusedNotCrossSigned, protocol.RefusedWrongBot,
+		protocol.RefusedProtocolVersion, protocol.RefusedMalformed, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack}
+	stages = []protocol.Stage{protocol.StageTriggerAccepted, protocol.StageFetched, protocol.StageBackupCreated, protocol.StageRecoveryCopyWritten,
+		protocol.StageCarryingOver, protocol.StageCarriedOver, protocol.StageCleanedUp, protocol.StagePushed, protocol.StageRejected, protocol.StageNeedsAttention, protocol.StageFailed, protocol.StageWithdrawn}
+	errorCodes = []protocol.ErrorCode{protocol.RejectedNotPinnedBot, protocol.RejectedOtherUser, protocol.RejectedSecret, protocol.RejectedKMS,
+		protocol.RejectedSequence, protocol.RejectedExpired, protocol.RejectedNotYetIssued, protocol.RejectedNotPushed, protocol.RejectedAction, protocol.RejectedMalformed,
+		protocol.StoreWentBackwards, protocol.AttentionOldKeyMissing, protocol.AttentionRecoveryCopyNotWritable, protocol.AttentionKeyNotUsable,
+		protocol.AttentionKeyMismatch, protocol.AttentionKMSForbidden, protocol.AttentionBackupChanged, protocol.AttentionNotCrossSigned,
+		protocol.AttentionCarryOverIncomplete, protocol.AttentionTriggerRefused, protocol.FaultKMSUnavailable, protocol.FaultHomeserverUnavailable,
+		protocol.FaultInternal}
+	outcomes = []protocol.Outcome{protocol.OutcomeSent, protocol.OutcomeSkippedUnverified, protocol.OutcomeSkippedExcluded, protocol.OutcomeSkippedDehydrated,
+		protocol.OutcomeNoOneTimeKey, protocol.OutcomeFailed, protocol.OutcomeSuperseded, protocol.OutcomeAdopted}
+	recoveryCopies = []protocol.RecoveryCopy{protocol.RecoveryCopyWritten, protocol.RecoveryCopyNone, protocol.RecoveryCopyStale}
+	drifts         = []protocol.DriftKind{protocol.DriftKMS, protocol.DriftBackup, protocol.DriftNone}
+	reasons        = []rotation.Reason{rotation.ReasonCompromise, rotation.ReasonDisclosed}
+	states         = []rotation.State{rotation.Received, rotation.WaitingForEnrollment, rotation.Working, rotation.Done, rotation.Failed, rotation.Superseded,
+		rotation.TimedOut, rotation.Cancelled}
+	holds = []rotation.Hold{rotation.HoldStorm, rotation.HoldLogUnsigned}
+	forms = []msc4385.Form{msc4385.FormSend, msc4385.FormPush}
+)
