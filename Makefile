@@ -4,7 +4,7 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
+.PHONY: help build dist test kms demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,13 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
 
-demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, HS=synapse is on Synapse
-	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) $(if $(KEEP),-keep)
+kms: ## Run the KMS clients against real servers: Vault (built the first time, ten minutes or more) and moto
+	@scripts/setup-test-parts.sh kms
+	$(GO) test -race -tags $(TAGS),kms -count=1 -timeout 20m ./keyheraldtest/kms
+	$(GO) test -tags $(TAGS),kms -count=1 -run WithVault ./keyheraldtest/demo
+
+demo: setup build ## Watch whole rotations on real parts, checked; KEEP=1 leaves everything running, HS=synapse, KMS=vault
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) -kms $(or $(KMS),setec) $(if $(KEEP),-keep)
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)
@@ -42,7 +47,7 @@ chaos-controls: setup ## Prove that chaos finds faults: programs that have them 
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/chaos -controls -programs bin/sabotage -kills $(or $(CHAOS_KILLS),12) -seed $(or $(CHAOS_SEED),1)
 
 vet: ## Run go vet
-	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS),kms ./...
 
 fmt: ## Fail if a file is not gofmt-ed
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }

@@ -72,16 +72,16 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 	if options.StatusInterval == 0 {
 		options.StatusInterval = time.Hour
 	}
-	reader, err := config.KMS.open()
-	if err != nil {
-		return nil, err
-	}
 	if options.OpenSQLite == nil {
 		options.OpenSQLite = openSQLite
 	}
 	store, err := openStore(ctx, options.StorePath, options.PickleKey, options.OpenSQLite)
 	if err != nil {
 		return nil, err
+	}
+	reader, err := config.KMS.open(ctx, keptSecretID{store})
+	if err != nil {
+		return nil, errors.Join(err, store.close())
 	}
 	a := &Account{config: config, options: options, store: store, kms: reader, now: options.Now, work: make(chan struct{}, 1),
 		log: options.Log.With().Stringer("user", config.UserID).Logger()}

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,9 +11,13 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/internal/strictyaml"
+	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/awssecret"
 	"github.com/keyherald/keyherald/kms/filesecret"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/kms/setecsecret"
+	"github.com/keyherald/keyherald/kms/vaultsecret"
 	"github.com/keyherald/keyherald/msc4385"
 )
 
@@ -72,13 +77,9 @@ type Verification struct {
 
 // KMS is where the key comes from. A trigger that names another KMS or path is rejected.
 type KMS struct {
-	Name string `yaml:"name"`
-	Type string `yaml:"type"`
-	URL  string `yaml:"url"`
-	// CAFile is a PEM file with the only CAs to trust; empty means the system's.
-	CAFile string `yaml:"ca_file"`
-	Dir    string `yaml:"dir"`
-	Path   string `yaml:"path"`
+	Name             string `yaml:"name"`
+	kmsconfig.Config `yaml:",inline"`
+	Path             string `yaml:"path"`
 }
 
 // Push says in which forms the key is pushed, and how long the push waits for the carry-over.
@@ -126,7 +127,8 @@ func LoadAccount(path string) (AccountConfig, error) {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	file.Resolve(&config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
-		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir, &config.KMS.CAFile)
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo)
+	file.Resolve(config.KMS.Files()...)
 	return config, file.At(config.validate())
 }
 
@@ -167,16 +169,40 @@ func (c AccountConfig) validate() error {
 			return fmt.Errorf("push.forms has %q: write m.secret.send or io.element.msc4385.secret.push", form)
 		}
 	}
-	switch c.KMS.Type {
-	case "setec", "file":
-		return nil
+	if err := c.KMS.Validate(); err != nil {
+		return fmt.Errorf("kms.%w", err)
 	}
-	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
+	for _, path := range []struct{ key, path string }{{"kms.path", c.KMS.Path}, {"verification.bootstrap_recovery_key_to_kms", c.Verification.BootstrapToKMS}} {
+		if path.path == "" {
+			continue
+		}
+		if err := kms.CheckPath(path.path); err != nil {
+			return fmt.Errorf("%s: %w", path.key, err)
+		}
+	}
+	return nil
 }
 
-func (k KMS) open() (secret.Store, error) {
-	if k.Type == "file" {
-		return filesecret.New(filesecret.Config{Dir: k.Dir})
+func (k KMS) open(ctx context.Context, keep vaultsecret.Keep) (secret.Store, error) {
+	switch k.Type {
+	case kmsconfig.Vault:
+		return vaultsecret.New(k.Vault(), keep)
+	case kmsconfig.AWS:
+		return awssecret.New(ctx, k.AWS())
+	case kmsconfig.Setec:
+		return setecsecret.New(setecsecret.Config{URL: k.URL, CAFile: k.CAFile})
 	}
-	return setecsecret.New(setecsecret.Config{URL: k.URL, CAFile: k.CAFile})
+	return filesecret.New(filesecret.Config{Dir: k.Dir})
+}
+
+// keptSecretID keeps an unwrapped secret id of the KMS in the account's store, sealed.
+type keptSecretID struct{ store *store }
+
+func (k keptSecretID) Load(ctx context.Context) (string, error) {
+	raw, err := k.store.sealedValue(ctx, "kms_secret_id")
+	return string(raw), err
+}
+
+func (k keptSecretID) Save(ctx context.Context, secretID string) error {
+	return k.store.putSealed(ctx, "kms_secret_id", []byte(secretID))
 }

@@ -53,6 +53,13 @@ func (a *Account) Run(ctx context.Context) error {
 			a.warn(ctx, a.cleanUp(ctx), "An old key-backup version is kept for now")
 		})
 	})
+	if kept, ok := a.kms.(interface {
+		KeepAlive(ctx context.Context, failed func(error))
+	}); ok {
+		loops.Go(func() {
+			kept.KeepAlive(ctx, func(err error) { a.warn(ctx, err, "The login to the KMS could not be kept") })
+		})
+	}
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -251,11 +251,14 @@ func (a *Account) fetch(ctx context.Context, j *job) (backupkey.Key, error) {
 			return backupkey.Key{}, a.kmsError(err)
 		}
 		version = j.Trigger.KMS.Version
-		if newer, ordered := kms.NewerVersion(version, current); !ordered || !newer {
-			version = current
-		} else {
+		newer, err := a.newer(ctx, j, version, current)
+		if err != nil {
+			return backupkey.Key{}, a.kmsError(err)
+		}
+		if newer {
 			return backupkey.Key{}, fmt.Errorf("%s: the KMS has version %s, and the trigger names %s: %w", a.config.KMS.Path, current, version, kms.ErrUnavailable)
 		}
+		version = current
 	}
 	return a.fetchVersion(ctx, j, version)
 }
@@ -281,6 +284,22 @@ func (a *Account) fetchVersion(ctx context.Context, j *job, version string) (bac
 		return backupkey.Key{}, err
 	}
 	return value.Key, a.commit(ctx, j, protocol.Progress{Stage: protocol.StageFetched, KMSVersion: version})
+}
+
+// newer reports whether the trigger's version came after what the KMS calls current, so that this answer is a stale one.
+// Where names tell no order, the list of versions does, and one that it does not have yet is newer too. But there an older
+// version may have been made the current one again, so that is waited for a few times only.
+func (a *Account) newer(ctx context.Context, j *job, version, current string) (bool, error) {
+	newer, ordered := kms.NewerVersion(version, current)
+	if ordered || version == current || version == "" || j.Tries >= 3 {
+		return newer, nil
+	}
+	versions, err := a.kms.Versions(ctx, a.config.KMS.Path)
+	if err != nil {
+		return false, err
+	}
+	at := slices.Index(versions, version)
+	return at < 0 || at > slices.Index(versions, current), nil
 }
 
 func (a *Account) kmsError(err error) error {

@@ -11,17 +11,17 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 )
 
 // Cached returns a directory of the user's cache that is made once: whoever finds it missing makes it, in a temporary
 // directory that gets the name when it is complete, and processes that come at once wait for him.
 func Cached(name string, fill func(temporary string) error) (string, error) {
-	cache, err := os.UserCacheDir()
+	dir, err := cachePath(name)
 	if err != nil {
-		return "", fmt.Errorf("finding the cache directory: %w", err)
+		return "", err
 	}
-	dir := filepath.Join(cache, "keyherald", name)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", fmt.Errorf("making the cache directory: %w", err)
 	}
@@ -46,19 +46,34 @@ func Cached(name string, fill func(temporary string) error) (string, error) {
 	return dir, os.Rename(temporary, dir)
 }
 
+// cachePath is where Cached keeps what has this name; it may not be there yet.
+func cachePath(name string) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("finding the cache directory: %w", err)
+	}
+	return filepath.Join(cache, "keyherald", name), nil
+}
+
 // builtTool is a program for tests that is built from a module of its own, the folder of its name beside this file, so
 // that nothing of it is in the product's graph.
 type builtTool struct {
 	name, version string
-	packages      []string
+	// flags are for go build, beside those that every tool is built with.
+	flags    []string
+	packages []string
 }
+
+// cacheName is the tool's in Cached.
+func (b builtTool) cacheName() string { return b.name + "-" + b.version }
 
 // build returns the directory with the tool's programs, in the user's cache.
 func (b builtTool) build(ctx context.Context, progress io.Writer) (string, error) {
-	return Cached(b.name+"-"+b.version, func(temporary string) error {
+	return Cached(b.cacheName(), func(temporary string) error {
 		_, source, _, _ := runtime.Caller(0)
 		_, _ = fmt.Fprintf(progress, "building %s %s (once, some minutes) …\n", b.name, b.version)
-		build := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", temporary + "/"}, b.packages...)...)
+		args := slices.Concat([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", temporary + "/"}, b.flags, b.packages)
+		build := exec.CommandContext(ctx, "go", args...)
 		build.Dir = filepath.Join(filepath.Dir(source), b.name)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stdout, build.Stderr = progress, progress

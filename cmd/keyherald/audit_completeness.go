@@ -28,7 +28,7 @@ func auditCompleteness(load func() (config, error)) *cobra.Command {
 	cmd := tool(load, "completeness", "Compare the KMS with the log: versions without an event, and events without a version", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
 		systems := map[string]kms.Metadata{}
 		for name, k := range t.config.KMS {
-			metadata, err := k.metadata()
+			metadata, err := k.metadata(cmd.Context())
 			if err != nil {
 				return fmt.Errorf("kms.%s: %w", name, err)
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -265,15 +266,18 @@ func errorStatus(err error, statuses ...int) bool {
 func (p *preflight) kms(ctx context.Context, name string, c kmsConfig) {
 	var metadata kms.Metadata
 	p.look("KMS "+name, func() (found string, err error) {
-		if metadata, err = c.metadata(); err != nil {
+		if metadata, err = c.metadata(ctx); err != nil {
 			return "", err
 		}
 		described, err := metadata.Current(ctx, c.CheckPath)
 		if errors.Is(err, kms.ErrNotFound) {
 			return "", note("it answers, and has no secret at " + c.CheckPath + " yet")
 		}
+		if err == nil && described.PublicKey == "" && c.Type != kmsconfig.Setec {
+			return "", note(fmt.Sprintf("%s is at version %s, and its metadata names no public key: write public_key.%[2]s before the version, or devices refuse it (docs/kms.md)", c.CheckPath, described.Version))
+		}
 		return c.CheckPath + " is at version " + described.Version, err
-	}, "check kms."+name+": its url, and that these credentials may read metadata of "+c.CheckPath)
+	}, "check kms."+name+": its address and credentials, and that these may read metadata of "+c.CheckPath+" (keyherald kms policy prints the rights)")
 	if metadata == nil {
 		return
 	}
@@ -288,7 +292,7 @@ func (p *preflight) kms(ctx context.Context, name string, c kmsConfig) {
 			return "", errors.New("THE SERVER'S CREDENTIALS CAN READ SECRETS, and must not")
 		}
 		return "these credentials are refused", nil
-	}, "take the right to read values away from the server's credentials, and leave metadata")
+	}, "take the right to read values away from the server's credentials, and leave metadata: keyherald kms policy prints the rights")
 }
 
 // nobody records nothing: the preflight takes no notifications.

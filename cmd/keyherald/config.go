@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -17,8 +18,11 @@ import (
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/internal/strictyaml"
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/kms/awsmeta"
 	"github.com/keyherald/keyherald/kms/filemeta"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/kms/setecmeta"
+	"github.com/keyherald/keyherald/kms/vaultmeta"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -67,30 +71,29 @@ type botConfig struct {
 
 // kmsConfig is one KMS, as the server sees it: metadata alone. CheckPath is a secret's path that `keyherald check` asks for.
 type kmsConfig struct {
-	Type      string `yaml:"type"`
-	URL       string `yaml:"url"`
-	CAFile    string `yaml:"ca_file"`
-	Dir       string `yaml:"dir"`
-	CheckPath string `yaml:"check_path"`
+	kmsconfig.Config `yaml:",inline"`
+	CheckPath        string `yaml:"check_path"`
 	// Reconcile, if it is there, has the server look for changes that nobody notified it of.
 	Reconcile *reconcileConfig `yaml:"reconcile"`
 }
 
-func (k kmsConfig) metadata() (kms.Metadata, error) {
+func (k kmsConfig) metadata(ctx context.Context) (kms.Metadata, error) {
 	switch k.Type {
-	case "setec":
+	case kmsconfig.Vault:
+		return vaultmeta.New(k.Vault())
+	case kmsconfig.AWS:
+		return awsmeta.New(ctx, k.AWS())
+	case kmsconfig.Setec:
 		return setecmeta.New(setecmeta.Config{URL: k.URL, CAFile: k.CAFile})
-	case "file":
-		return filemeta.New(filemeta.Config{Dir: k.Dir})
 	}
-	return nil, fmt.Errorf("type is %q: write setec, or file (for development only)", k.Type)
+	return filemeta.New(filemeta.Config{Dir: k.Dir})
 }
 
 func (k kmsConfig) validate() error {
-	switch {
-	case k.Type != "setec" && k.Type != "file":
-		return fmt.Errorf("type is %q: write setec, or file (for development only)", k.Type)
-	case k.CheckPath == "":
+	if err := k.Validate(); err != nil {
+		return err
+	}
+	if k.CheckPath == "" {
 		return errors.New("check_path is missing: write the path of one user's key, such as keyherald/alice/backup-key")
 	}
 	if err := kms.CheckPath(k.CheckPath); err != nil {
@@ -135,7 +138,7 @@ func (c *config) resolve(file *strictyaml.File) {
 		file.Resolve(source.Files()...)
 	}
 	for name, k := range c.KMS {
-		file.Resolve(&k.CAFile, &k.Dir)
+		file.Resolve(k.Files()...)
 		c.KMS[name] = k
 	}
 }

@@ -21,39 +21,6 @@ func TestTheExampleConfigIsRight(t *testing.T) {
 	}
 }
 
-// What the example shows in comments is right as well, once it is no comment any more.
-func TestTheExampleConfigIsRightWithAllItShows(t *testing.T) {
-	example, err := os.ReadFile("../../config.example.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := regexp.MustCompile(`^( *)# ((?:tls|trusted_proxies|ca_file|[a-z-]+):(?: [{\[a-z0-9].*)?| {2,}.*)$`)
-	lines := strings.Split(string(example), "\n")
-	for i, line := range lines {
-		if parts := key.FindStringSubmatch(line); parts != nil {
-			lines[i] = parts[1] + parts[2]
-		}
-	}
-	path := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c, err := loadConfig(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	formats := map[string]bool{}
-	for _, source := range c.Sources {
-		formats[source.Format] = true
-	}
-	if len(formats) != 6 || c.TLS.KeyFile != filepath.Join(filepath.Dir(path), "server.key") || len(c.TrustedProxies) != 1 || c.KMS["corporate"].CAFile == "" {
-		t.Errorf("the example shows %v, and reads as %+v", formats, c)
-	}
-	if file := c.Sources["siem"].Keys[0].SecretFile; file != filepath.Join(filepath.Dir(path), "siem.secret") {
-		t.Errorf("a secret's file is %s", file)
-	}
-}
-
 func TestTheCommittedRegistrationIsRefused(t *testing.T) {
 	registration, err := appservice.LoadRegistration("../../registration.yaml")
 	if err != nil {
@@ -85,8 +52,9 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a log whose checkpoints nobody can read back", "type: directory", "type: file", "audit.sinks has none that can be read back"},
 		{"a sink nobody knows", "type: directory", "type: pigeon", "line LINE: audit.sinks[0].type"},
 		{"a log without its signer", "signer_url_file: database-signer.url", "", "database.signer_url_file is missing"},
-		{"a secret of TLS without its certificate", "# tls: {cert_file: server.pem, key_file: server.key}", "tls: {key_file: server.key}", "tls needs both"},
-		{"a proxy that is none", "# trusted_proxies: [127.0.0.1]", "trusted_proxies: [proxy]", "line LINE: trusted_proxies[0]"},
+		{"a key of another type", "    type: setec\n", "    type: setec\n    mount: secret\n", "kms.corporate.mount does not go with type setec"},
+		{"a secret of TLS without its certificate", "#tls: {cert_file: server.pem, key_file: server.key}", "tls: {key_file: server.key}", "tls needs both"},
+		{"a proxy that is none", "#trusted_proxies: [127.0.0.1]", "trusted_proxies: [proxy]", "line LINE: trusted_proxies[0]"},
 		{"a client certificate where nobody speaks TLS", "    format: cloudevents\n", "    format: cloudevents\n    mtls: {ca_file: ca.pem, names: [kms.example.org]}\n", "sources.corporate-kms.mtls needs TLS"},
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
@@ -109,5 +77,51 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 				t.Errorf("got %v, want it to say %q", err, want)
 			}
 		})
+	}
+}
+
+// What the example shows commented out is as right as the rest of it: a key follows its # at once, or indented by twos,
+// and prose after one space.
+func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
+	example, err := os.ReadFile("../../config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := regexp.MustCompile(`(?m)^( *)#((?:  )*[a-z_]+:)`).ReplaceAllString(string(example), "$1$2")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	resolved := func(name string) string { return filepath.Join(filepath.Dir(path), name) }
+	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != resolved("vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile != resolved("setec-ca.pem") {
+		t.Errorf("the KMS read as %+v", c.KMS)
+	}
+	formats := map[string]bool{}
+	for _, source := range c.Sources {
+		formats[source.Format] = true
+	}
+	if len(formats) != 6 || c.Sources["siem"].Keys[0].SecretFile != resolved("siem.secret") {
+		t.Errorf("the sources have the formats %v, and read as %+v", formats, c.Sources)
+	}
+	if c.TLS.KeyFile != resolved("server.key") || len(c.TrustedProxies) != 1 || c.Database.AuditorURLFile != resolved("database-auditor.url") {
+		t.Errorf("the example reads as %+v", c)
+	}
+	for _, test := range []struct{ name, old, new, want string }{
+		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},
+		{"a method nobody knows", "method: approle", "method: ldap", "kms.vault.auth.method is"},
+		{"a region that is none", "    region: eu-central-1", "    region: Frankfurt", "kms.aws.region is"},
+		{"an unknown key deep inside", "secret_id_file:", "secret_id:", `there is no key "secret_id"`},
+	} {
+		changed := strings.Replace(text, test.old, test.new, 1)
+		if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "line ") {
+			t.Errorf("%s: got %v, want it to say %q with its line", test.name, err, test.want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -43,14 +44,14 @@ func (r reconcileConfig) validate() error {
 }
 
 // newReconcilers makes one for each KMS that is to be looked at.
-func newReconcilers(c config, engine *relay.Engine, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
+func newReconcilers(ctx context.Context, c config, engine *relay.Engine, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
 	var all []*relay.Reconciler
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
 		k := c.KMS[name]
 		if k.Reconcile == nil {
 			continue
 		}
-		metadata, err := k.metadata()
+		metadata, err := k.metadata(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("kms.%s: %w", name, err)
 		}

@@ -113,7 +113,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	reconcilers, err := newReconcilers(c, engine, metrics)
+	reconcilers, err := newReconcilers(ctx, c, engine, metrics)
 	if err != nil {
 		return err
 	}
@@ -166,6 +166,14 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	for _, r := range reconcilers {
 		parts.Go(func() { r.Run(ctx) })
+		// A login that cannot be repeated must not die between two looks, or where another replica looks.
+		if kept, ok := r.Metadata.(interface {
+			KeepAlive(ctx context.Context, failed func(error))
+		}); ok {
+			parts.Go(func() {
+				kept.KeepAlive(ctx, func(err error) { log.Warn().Err(err).Str("kms", r.KMS).Msg("The login to the KMS could not be kept") })
+			})
+		}
 	}
 	parts.Go(func() {
 		if err := bot.Run(ctx); err != nil {

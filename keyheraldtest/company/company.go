@@ -1,5 +1,5 @@
-// Package company is a company of real parts, run as its operators would: PostgreSQL, a homeserver, setec, the server
-// with its bot, and managed devices, each program from its binary. The demo and the interoperability run stand on it.
+// Package company is a company of real parts, run as its operators would: PostgreSQL, a homeserver, a KMS, the
+// server with its bot, and managed devices, each program from its binary. The demo and the interoperability run stand on it.
 package company
 
 import (
@@ -41,6 +41,10 @@ type Config struct {
 	Programs   string
 	Dir        string
 	Homeserver keyheraldtest.StartHomeserver
+	// KMS is the type of the key-management system, setec or vault; empty is setec.
+	KMS string
+	// Reconcile is how often the server looks into the KMS by itself; 0 is never.
+	Reconcile time.Duration
 	// BotLogin is bot.login of the server's configuration; empty is auto.
 	BotLogin appservice.Login
 }
@@ -53,7 +57,10 @@ type Company struct {
 	Database   *keyheraldtest.Database
 	DB         *postgres.DB
 	Homeserver *keyheraldtest.Homeserver
+	// Setec and Vault are the KMS itself, for its administrator; the one that is not the company's is nil.
 	Setec      *testsetec.Server
+	Vault      *keyheraldtest.Vault
+	kms        system
 	ServerTaps map[string]*keyheraldtest.Tap
 	// Listen is the server's own address, past its tap.
 	Listen        string
@@ -74,20 +81,25 @@ func (c *Company) Close() error {
 // OnClose has Close end something else as well.
 func (c *Company) OnClose(end func() error) { c.closers = append(c.closers, end) }
 
-// KMSPath is where a user's key is in setec, by his localpart.
+// KMSPath is where a user's key is in the KMS, by his localpart.
 func KMSPath(localpart string) string { return "keyherald/" + localpart + "/backup-key" }
 
-// Start starts PostgreSQL, setec, the homeserver and the server. Each step goes through step, which tells of it. What was
+// Start starts PostgreSQL, the KMS, the homeserver and the server. Each step goes through step, which tells of it. What was
 // started is returned with an error as well, to be closed.
 func Start(ctx context.Context, config Config, step func(what string, do func() error) error) (*Company, error) {
 	c := &Company{config: config, ServerTaps: map[string]*keyheraldtest.Tap{}}
+	var err error
+	if c.kms, err = systemNamed(config.KMS); err != nil {
+		return c, err
+	}
 	for _, s := range []struct {
 		what string
 		do   func(context.Context) error
 	}{
 		{"PostgreSQL, a private cluster with owner, writer and auditor", c.startPostgres},
-		{"setec, the key-management system, with rights per principal", c.startSetec},
+		{c.kms.title() + ", the key-management system", c.startKMS},
 		{"the bot's identity and the registration (keyherald bot keygen, registration)", c.prepare},
+		{"the rights in the KMS: metadata for the server, one key for a device", func(ctx context.Context) error { return c.kms.rights(ctx, c) }},
 		{"the homeserver, with the registration", c.startHomeserver},
 		{"the database schema (keyherald migrate)", func(ctx context.Context) error { _, err := c.Keyherald(ctx, "migrate"); return err }},
 		{"the server holds its bot (keyherald serve)", c.startServer},
@@ -143,16 +155,12 @@ func (c *Company) tap(name, target string) (string, error) {
 	return tap.Through(target)
 }
 
-func (c *Company) startSetec(ctx context.Context) (err error) {
-	if c.Setec, err = testsetec.Start(ctx, c.config.Dir); err != nil {
-		return err
-	}
-	c.OnClose(c.Setec.Close)
-	serverURL, err := c.Setec.Principal("keyherald-server", testsetec.ServerRules("keyherald/*"))
+func (c *Company) startKMS(ctx context.Context) error {
+	serverURL, err := c.kms.start(ctx, c)
 	if err != nil {
 		return err
 	}
-	_, err = c.tap("setec", serverURL)
+	_, err = c.tap("the KMS", serverURL)
 	return err
 }
 
@@ -194,6 +202,10 @@ func (c *Company) writeConfig(public, homeserver string) error {
 	if login == "" {
 		login = appservice.LoginAuto
 	}
+	reconcile := ""
+	if c.config.Reconcile > 0 {
+		reconcile = fmt.Sprintf(`, reconcile: {interval: %s, path: "%s"}`, c.config.Reconcile, KMSPath("{user}"))
+	}
 	return c.Write("config.yaml", fmt.Sprintf(`listen: %[1]s
 public_url: %[2]s
 homeserver: %[3]s
@@ -202,13 +214,13 @@ bot: {user_id: "@%[4]s:%[5]s", identity_file: bot-identity.json, self_signing_fi
 database: {url_file: writer.url, owner_url_file: owner.url, signer_url_file: signer.url, auditor_url_file: auditor.url, roles: {writer: %[6]s, auditor: %[7]s, signer: %[10]s}}
 audit: {name: %[11]s, signing_key_files: [audit.key], sinks: [{name: minutes, type: directory, path: checkpoints}]}
 kms:
-  corporate: {type: setec, url: "http://%[8]s", check_path: %[9]s}
+  corporate: {%[13]s, url: "http://%[8]s", check_path: %[9]s%[14]s}
 sources:
   corporate-kms:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
-`, c.Listen, public, homeserver, BotName, keyheraldtest.ServerName, c.Database.Writer, c.Database.Auditor, c.ServerTaps["setec"].Address(), KMSPath("alice"),
-		c.Database.Signer, logName, login))
+`, c.Listen, public, homeserver, BotName, keyheraldtest.ServerName, c.Database.Writer, c.Database.Auditor, c.ServerTaps["the KMS"].Address(), KMSPath("alice"),
+		c.Database.Signer, logName, login, c.kms.server(), reconcile))
 }
 
 func (c *Company) startHomeserver(ctx context.Context) (err error) {

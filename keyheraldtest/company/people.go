@@ -16,7 +16,6 @@ import (
 
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
-	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -27,11 +26,6 @@ func (c *Company) Login(ctx context.Context, user id.UserID, device id.DeviceID)
 		c.OnClose(func() error { client.Close(); return nil })
 	}
 	return client, err
-}
-
-// DeviceKMS gives the URL at which a user's managed devices read his key, and nothing else.
-func (c *Company) DeviceKMS(localpart string) (string, error) {
-	return c.Setec.Principal(localpart+"-device", testsetec.DeviceRules(KMSPath(localpart)))
 }
 
 // Fleet makes a configuration of keyherald-device by a name, and runs it until Close or stop.
@@ -49,7 +43,7 @@ type Account struct {
 	Name, Fleet string
 	User        id.UserID
 	RecoveryKey string
-	// KMS is what DeviceKMS gave.
+	// KMS is the URL that DeviceKMS gave, or one that leads there.
 	KMS string
 }
 
@@ -58,6 +52,10 @@ func (c *Company) Enroll(ctx context.Context, account Account) (postgres.Device,
 	var found postgres.Device
 	name := "Keyherald (" + account.Name + ")"
 	secrets := filepath.Join(c.config.Dir, account.Name)
+	kms, err := c.kms.device(ctx, c, account.User.Localpart(), account.Name)
+	if err != nil {
+		return found, err
+	}
 	for file, content := range map[string]string{
 		account.Name + ".password": Password, account.Name + ".recovery-key": account.RecoveryKey,
 		filepath.Join(account.Fleet, "accounts.d", account.Name+".yaml"): fmt.Sprintf(`user_id: "%[1]s"
@@ -65,8 +63,8 @@ homeserver: %[2]s
 device_name: %[3]s
 login: {password_file: "%[4]s.password"}
 verification: {recovery_key_file: "%[4]s.recovery-key"}
-kms: {name: corporate, type: setec, url: "%[5]s", path: %[6]s}
-`, account.User, c.Homeserver.URL, name, secrets, account.KMS, KMSPath(account.User.Localpart())),
+kms: {name: corporate, %[7]s, url: "%[5]s", path: %[6]s}
+`, account.User, c.Homeserver.URL, name, secrets, account.KMS, KMSPath(account.User.Localpart()), kms),
 	} {
 		if err := c.Write(file, content); err != nil {
 			return found, err
@@ -100,7 +98,7 @@ kms: {name: corporate, type: setec, url: "%[5]s", path: %[6]s}
 // Notify sends the signed CloudEvent that a user's key has a new version, and returns the rotation it opened.
 func (c *Company) Notify(ctx context.Context, user id.UserID, version string) (uuid.UUID, error) {
 	c.notifications++
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/setec", "id": fmt.Sprintf("notification-%d", c.notifications),
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": "com.example.secret.rotated", "source": "/kms", "id": fmt.Sprintf("notification-%d", c.notifications),
 		"subject": KMSPath(user.Localpart()), "datacontenttype": "application/json", "data": map[string]string{"version": version}})
 	if err != nil {
 		return uuid.Nil, err

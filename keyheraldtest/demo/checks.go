@@ -21,7 +21,11 @@ import (
 // checks look at what came about from the receiving side, and search for the keys where they must not be.
 func (w *World) checks(ctx context.Context, s screen, result *Result) {
 	recovery := utils.DecodeBase58RecoveryKey(strings.Join(strings.Fields(w.recoveryKey), ""))
-	search := keyheraldtest.NewSearch(map[string][]byte{"the new key": w.newKey.Reveal(), "the old key": w.oldKey.Reveal(), "the recovery key": recovery})
+	secrets := map[string][]byte{"the newest key": w.newest().Reveal(), "the recovery key": recovery}
+	for i, key := range w.keys[:len(w.keys)-1] {
+		secrets[fmt.Sprintf("key %d", i+1)] = key.Reveal()
+	}
+	search := keyheraldtest.NewSearch(secrets)
 	for _, check := range []struct {
 		what string
 		do   func() error
@@ -39,8 +43,16 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			_, err := w.stock.GetKeyBackupVersion(ctx, w.oldVersion)
 			return err
 		}},
-		{"the server's credentials cannot read the key in setec (keyherald check)", func() error {
+		{"the change that nobody told of was found, and came to its end alike", func() error { return w.checkFound(ctx) }},
+		{"the server's credentials cannot read the key in the KMS (keyherald check)", func() error {
 			out, err := w.Keyherald(ctx, "check")
+			if err != nil {
+				return fmt.Errorf("%w\n%s", err, out)
+			}
+			return nil
+		}},
+		{"the KMS and the audit log know of the same versions (keyherald audit completeness)", func() error {
+			out, err := w.Keyherald(ctx, "audit", "completeness")
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, out)
 			}
@@ -65,8 +77,8 @@ func (w *World) checks(ctx context.Context, s screen, result *Result) {
 			}
 			return all
 		}},
-		{"the same search does find the new key on its way from setec to the device", func() error {
-			if found := search.In(w.deviceTap.Bytes()); !slices.ContainsFunc(found, func(form string) bool { return strings.HasPrefix(form, "the new key") }) {
+		{"the same search does find the new key on its way from the KMS to the device", func() error {
+			if found := search.In(w.deviceTap.Bytes()); !slices.ContainsFunc(found, func(form string) bool { return strings.HasPrefix(form, "the newest key") }) {
 				return errors.New("it does not: the search proves nothing")
 			}
 			return nil
@@ -95,7 +107,7 @@ func (w *World) checkOutcomes(outcomes map[string]int) error {
 }
 
 func (w *World) checkHistory(ctx context.Context, client *keyheraldtest.Client) error {
-	key, err := backup.MegolmBackupKeyFromBytes(w.newKey.Reveal())
+	key, err := backup.MegolmBackupKeyFromBytes(w.newest().Reveal())
 	if err != nil {
 		return err
 	}
@@ -129,7 +141,7 @@ func (w *World) checkNewLogin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(copied, w.newKey.Reveal()) {
+	if !bytes.Equal(copied, w.newest().Reveal()) {
 		return errors.New("secret storage has another key")
 	}
 	return w.checkHistory(ctx, fresh)

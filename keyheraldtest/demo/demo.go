@@ -15,14 +15,18 @@ import (
 )
 
 // Config is what Run needs. Programs is a directory with the built keyherald and keyherald-device; Dir is an empty
-// directory, which everything the parts write goes into. Hold, if set, is called when all is checked and still runs.
+// directory, which everything the parts write goes into. KMS is setec, the default, or vault. Hold, if set, is called when all
+// is checked and still runs.
 type Config struct {
 	Programs   string
 	Dir        string
 	Homeserver keyheraldtest.StartHomeserver
+	KMS        string
 	Out        io.Writer
 	Color      bool
 	Hold       func(ctx context.Context, w *World) error
+
+	reconcile time.Duration
 }
 
 // Result is the demo's last line.
@@ -31,7 +35,9 @@ type Result struct {
 	RotationState string         `json:"rotation_state"`
 	Outcomes      map[string]int `json:"outcomes"`
 	// ElapsedMS is from the notification to the last adoption, in milliseconds.
-	ElapsedMS   int64    `json:"elapsed_ms"`
+	ElapsedMS int64 `json:"elapsed_ms"`
+	// FoundMS is from a change that nobody told of to the last adoption, in milliseconds.
+	FoundMS     int64    `json:"found_ms"`
 	AuditEvents int      `json:"audit_events"`
 	Failed      []string `json:"failed,omitempty"`
 
@@ -45,6 +51,7 @@ var ErrNotHeld = errors.New("not everything held")
 func Run(ctx context.Context, config Config) (result Result, err error) {
 	s := screen{out: config.Out, color: config.Color}
 	s.title("Keyherald: a key-backup key rotates, and every device follows")
+	config.reconcile = reconcileInterval
 	w, err := build(ctx, config, s)
 	if w != nil {
 		defer func() { err = errors.Join(err, w.Close()) }()
@@ -55,13 +62,17 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if err != nil {
 		return result, errors.Join(err, w.tellLogs(s))
 	}
-	s.title("The rotation, on " + w.Homeserver.Name)
+	s.title("The rotation, on " + w.Homeserver.Name + " with " + w.KMSTitle())
 	if result, err = w.rotate(ctx, s); err != nil {
+		return result, errors.Join(err, w.tellLogs(s))
+	}
+	s.title("Another change, whose notification is thrown away")
+	if result.FoundMS, err = w.unnotified(ctx, s); err != nil {
 		return result, errors.Join(err, w.tellLogs(s))
 	}
 	s.title("The checks")
 	w.checks(ctx, s, &result)
-	s.title("The audit trail of this rotation")
+	s.title("The audit trail")
 	if err := w.trail(ctx, s, &result); err != nil {
 		return result, err
 	}

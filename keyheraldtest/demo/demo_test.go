@@ -19,15 +19,9 @@ import (
 // The two binaries, run as an operator runs them, rotate a key in setec and leave no trace of it; and the preflight
 // says what is wrong with each thing that is broken on purpose.
 func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
-	programs := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "goolm", "-o", programs+"/", "../../cmd/...")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v: %s", err, out)
-	}
 	var out bytes.Buffer
 	held := false
-	_, err := Run(t.Context(), Config{Programs: programs, Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
+	_, err := Run(t.Context(), Config{Programs: programs(t), Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
 		metricsTellTheStory(ctx, t, w)
 		rotationsAreShown(ctx, t, w)
@@ -46,15 +40,36 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	}
 }
 
+// programs builds both, as an operator has them.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "goolm", "-o", dir+"/", "../../cmd/...")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v: %s", err, out)
+	}
+	return dir
+}
+
 func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	list, err := w.Keyherald(ctx, "rotations", "list", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var row struct{ ID, State string }
-	if err := json.Unmarshal([]byte(list), &row); err != nil || row.State != "done" {
-		t.Fatalf("%v: %s", err, list)
+	type listed struct{ ID, State, Source string }
+	var rows []listed
+	for line := range strings.Lines(list) {
+		var row listed
+		if err := json.Unmarshal([]byte(line), &row); err != nil {
+			t.Fatalf("%v: %s", err, list)
+		}
+		rows = append(rows, row)
 	}
+	if len(rows) != 2 || rows[0].State != "done" || rows[0].Source != "reconcile" || rows[1].State != "done" || rows[1].Source != "corporate-kms" {
+		t.Fatalf("the rotations are %s", list)
+	}
+	row := rows[1]
 	shown, err := w.Keyherald(ctx, "rotations", "show", row.ID, "--json")
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +92,7 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 		Enrolled  bool
 		Rotations []struct{ Stage string }
 	}
-	if err != nil || json.Unmarshal([]byte(status), &accounts) != nil || !accounts["alice"].Enrolled || len(accounts["alice"].Rotations)+len(accounts["alice-receiver"].Rotations) != 1 {
+	if err != nil || json.Unmarshal([]byte(status), &accounts) != nil || !accounts["alice"].Enrolled || len(accounts["alice"].Rotations)+len(accounts["alice-receiver"].Rotations) != 2 {
 		t.Errorf("the status of running accounts: %v: %s", err, status)
 	}
 	for _, args := range [][]string{{"retry", row.ID}, {"cancel", row.ID}, {"show", "x"}, {"show", "01a20d00-0000-7000-8000-000000000000"}} {
@@ -87,6 +102,7 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	}
 }
 
+// One rotation was notified of, and the other was found.
 func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
 	if err != nil {
@@ -101,8 +117,8 @@ func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{`keyherald_rotations{state="done"} 1`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
-		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`} {
+	for _, line := range []string{`keyherald_rotations{state="done"} 2`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
+		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`, `keyherald_reconcile_looks_total{kms="corporate",result="found"} 1`} {
 		if !strings.Contains(string(text), line+"\n") {
 			t.Errorf("/metrics has no %s", line)
 		}
@@ -118,7 +134,7 @@ func brokenOnPurpose(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	setecTap := "http://" + w.ServerTaps["setec"].Address()
+	setecTap := "http://" + w.ServerTaps["the KMS"].Address()
 	for _, test := range []struct{ name, old, new, want string }{
 		{"credentials that can read the secret", setecTap, tooMuch, "CAN READ SECRETS"},
 		{"a KMS that is not there", setecTap, "http://127.0.0.1:1", "FAIL  KMS corporate"},

@@ -1,13 +1,9 @@
 package demo
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -103,21 +99,9 @@ func openRotations(ctx context.Context, db *postgres.DB) (open int, err error) {
 
 // resident is the server's resident memory in MB, as its own metrics say.
 func (w *World) resident(ctx context.Context) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
-	if err != nil {
-		return 0, err
+	bytes, err := w.metric(ctx, "process_resident_memory_bytes")
+	if err == nil && bytes == 0 {
+		err = errors.New("the metrics do not tell the resident memory")
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), "process_resident_memory_bytes "); ok {
-			bytes, err := strconv.ParseFloat(value, 64)
-			return bytes / 1e6, err
-		}
-	}
-	return 0, errors.Join(lines.Err(), errors.New("the metrics do not tell the resident memory"))
+	return bytes / 1e6, err
 }

@@ -58,10 +58,12 @@ func (w *World) makeAlice(ctx context.Context) (err error) {
 }
 
 func (w *World) makeHistory(ctx context.Context) (err error) {
-	if w.oldKey, err = backupkey.Generate(); err != nil {
+	key, err := backupkey.Generate()
+	if err != nil {
 		return err
 	}
-	old, err := backup.MegolmBackupKeyFromBytes(w.oldKey.Reveal())
+	w.keys = append(w.keys, key)
+	old, err := backup.MegolmBackupKeyFromBytes(key.Reveal())
 	if err != nil {
 		return err
 	}
@@ -71,7 +73,7 @@ func (w *World) makeHistory(ctx context.Context) (err error) {
 	if w.room, w.message, err = w.stock.WriteHistory(ctx, w.oldVersion, old, history); err != nil {
 		return err
 	}
-	_, err = w.Setec.PutKey(ctx, kmsPath, w.oldKey)
+	_, err = w.PutKey(ctx, kmsPath, key)
 	return err
 }
 

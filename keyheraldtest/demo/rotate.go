@@ -7,26 +7,34 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// rotate puts a new key into setec, sends setec's owner's notification, and watches until the last device has adopted.
+// rotate puts a new key into the KMS, sends the notification of whoever watches it, and watches until the last device has
+// adopted.
 func (w *World) rotate(ctx context.Context, s screen) (Result, error) {
+	return w.follow(ctx, s, func(version string) (uuid.UUID, error) { return w.Notify(ctx, w.alice, version) })
+}
+
+// follow is rotate, with another way that the rotation of the new version is opened.
+func (w *World) follow(ctx context.Context, s screen, open func(version string) (uuid.UUID, error)) (Result, error) {
 	var result Result
 	key, err := backupkey.Generate()
 	if err != nil {
 		return result, err
 	}
-	w.newKey = key
 	before := len(w.stock.Pushes())
-	version, err := w.Setec.PutKey(ctx, kmsPath, key)
+	version, err := w.PutKey(ctx, kmsPath, key)
 	if err != nil {
 		return result, err
 	}
-	s.line("setec now has version %s of %s", version, kmsPath)
+	w.keys = append(w.keys, key)
+	s.line("%s now has version %s of %s", w.KMSTitle(), version, kmsPath)
 	began := time.Now()
-	rotationID, err := w.Notify(ctx, w.alice, version)
+	rotationID, err := open(version)
 	if err != nil {
 		return result, err
 	}
@@ -138,6 +146,8 @@ func sentence(line postgres.LogLine) (text, color string) {
 	switch line.Action {
 	case "notification.accepted":
 		return "the KMS says: version " + field("version") + " is there", "1"
+	case "change.found":
+		return "found by looking: version " + field("version") + " is there", "1"
 	case "trigger.queued":
 		return "triggers " + device, "33"
 	case "trigger.sent":

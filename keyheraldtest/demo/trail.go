@@ -35,7 +35,6 @@ func (w *World) trail(ctx context.Context, s screen, result *Result) error {
 func (w *World) Rotate(ctx context.Context) error {
 	s := screen{out: w.config.Out, color: w.config.Color}
 	s.title("Another rotation")
-	w.oldKey = w.newKey
 	_, err := w.rotate(ctx, s)
 	return err
 }

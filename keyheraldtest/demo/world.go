@@ -17,7 +17,7 @@ var kmsPath = company.KMSPath("alice")
 type World struct {
 	*company.Company
 	config Config
-	// deviceTap is between setec and the managed devices.
+	// deviceTap is between the KMS and the managed devices.
 	deviceTap *keyheraldtest.Tap
 	deviceKMS string
 
@@ -25,15 +25,19 @@ type World struct {
 	stock, stranger *keyheraldtest.Client
 	bobs            *keyheraldtest.Client
 	recoveryKey     string
-	oldKey, newKey  backupkey.Key
-	room            id.RoomID
-	message         id.EventID
-	oldVersion      id.KeyBackupVersion
+	// keys are all that were Alice's, the newest last.
+	keys       []backupkey.Key
+	room       id.RoomID
+	message    id.EventID
+	oldVersion id.KeyBackupVersion
+	found      found
 }
+
+func (w *World) newest() backupkey.Key { return w.keys[len(w.keys)-1] }
 
 // build starts the company. What was started is returned with an error as well.
 func build(ctx context.Context, config Config, s screen) (*World, error) {
-	c, err := company.Start(ctx, company.Config{Programs: config.Programs, Dir: config.Dir, Homeserver: config.Homeserver}, s.step)
+	c, err := company.Start(ctx, company.Config{Programs: config.Programs, Dir: config.Dir, Homeserver: config.Homeserver, KMS: config.KMS, Reconcile: config.reconcile}, s.step)
 	w := &World{Company: c, config: config}
 	if err != nil {
 		return w, err

@@ -12,6 +12,7 @@ import (
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 )
 
 // A device that makes its user's first identity puts the recovery key into the KMS before anything is uploaded. Every
@@ -49,7 +50,7 @@ func TestAFirstIdentityIsRecoverableWhicheverWriteFails(t *testing.T) {
 		check(t, err)
 		account := w.open(t, name, func(c *device.AccountConfig) {
 			c.UserID, c.Homeserver, c.Verification = user, toHomeserver.URL, device.Verification{BootstrapToKMS: "recovery/" + name}
-			c.KMS = device.KMS{Name: "dev", Type: "setec", URL: toKMS.URL, Path: kmsPath}
+			c.KMS = device.KMS{Name: "dev", Config: kmsconfig.Config{Type: kmsconfig.Setec, URL: toKMS.URL}, Path: kmsPath}
 		})
 		recorder.Arm(fault, nil)
 		_, first := account.Verify(ctx, nil)

@@ -28,6 +28,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/kms/setecsecret"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -171,7 +172,7 @@ func (w *faulty) startDevice(t *testing.T) {
 	t.Helper()
 	config := w.account(t, "managed", func(c *device.AccountConfig) {
 		c.Homeserver = w.devSide.URL
-		c.KMS = device.KMS{Name: "dev", Type: "setec", URL: w.kmsSide.URL, Path: kmsPath}
+		c.KMS = device.KMS{Name: "dev", Config: kmsconfig.Config{Type: kmsconfig.Setec, URL: w.kmsSide.URL}, Path: kmsPath}
 	})
 	options := w.options(t, "managed")
 	options.StatusInterval = time.Hour

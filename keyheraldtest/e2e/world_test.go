@@ -19,6 +19,7 @@ import (
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
@@ -224,7 +225,7 @@ func (w *world) account(t *testing.T, name string, change ...func(*device.Accoun
 	config := device.AccountConfig{UserID: w.alice, Homeserver: w.hs.URL, DeviceName: name,
 		Login:        device.Login{PasswordFile: filepath.Join(w.dir, "password")},
 		Verification: device.Verification{RecoveryKeyFile: filepath.Join(w.dir, "recovery")},
-		KMS:          device.KMS{Name: "dev", Type: "file", Dir: filepath.Join(w.dir, "kms"), Path: "keyherald/alice"}, Recovery: "require",
+		KMS:          device.KMS{Name: "dev", Config: kmsconfig.Config{Type: kmsconfig.File, Dir: filepath.Join(w.dir, "kms")}, Path: "keyherald/alice"}, Recovery: "require",
 		// No push but those that a test is about.
 		Push:      device.Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second},
 		OldBackup: device.OldBackups{Grace: 30 * 24 * time.Hour}, OnDrift: device.DriftReport}

@@ -22,16 +22,17 @@ func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
 	homeserver := flag.String("homeserver", "dendrite", "the homeserver: dendrite or synapse")
 	keep := flag.Bool("keep", false, "leave everything running when the checks are done")
+	kms := flag.String("kms", "setec", "the key-management system: setec or vault")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *programs, *homeserver, *keep); err != nil {
+	if err := run(ctx, *programs, *homeserver, *kms, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, programs, name string, keep bool) error {
+func run(ctx context.Context, programs, name, kms string, keep bool) error {
 	homeserver, err := keyheraldtest.HomeserverNamed(name)
 	if err != nil {
 		return err
@@ -45,7 +46,7 @@ func run(ctx context.Context, programs, name string, keep bool) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	config := demo.Config{Programs: absolute, Dir: dir, Homeserver: homeserver, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
+	config := demo.Config{Programs: absolute, Dir: dir, Homeserver: homeserver, KMS: kms, Out: os.Stdout, Color: term.IsTerminal(int(os.Stdout.Fd()))}
 	if keep {
 		config.Hold = hold
 	}

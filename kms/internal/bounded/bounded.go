@@ -43,25 +43,44 @@ type Options struct {
 	KeyFile  string
 }
 
-// New makes a client for SDKs that read an answer's status themselves. A failure to reach the KMS, also while the body
-// is read, is kms.ErrUnavailable; a redirect, and a body that is too long, are kms.ErrMalformed.
+// New makes a client for SDKs that read an answer's status themselves, as Around says.
 func New(options Options) (*http.Client, error) {
+	next, err := options.transport()
+	if err != nil {
+		return nil, err
+	}
+	return Around(next), nil
+}
+
+// NewStream makes a client for a WebSocket's handshake: it follows no redirect, and the stream's own limits are the
+// caller's.
+func NewStream(options Options) (*http.Client, error) {
+	next, err := options.transport()
+	if err != nil {
+		return nil, err
+	}
+	// WebSockets are of HTTP/1.1.
+	next.ForceAttemptHTTP2 = false
+	return &http.Client{Transport: next, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, nil
+}
+
+func (o Options) transport() (*http.Transport, error) {
 	next := http.DefaultTransport.(*http.Transport).Clone()
 	next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if options.CAFile != "" {
-		pem, err := os.ReadFile(options.CAFile)
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file: %s has no certificate in PEM form", options.CAFile)
+			return nil, fmt.Errorf("ca_file: %s has no certificate in PEM form", o.CAFile)
 		}
 		next.TLSClientConfig.RootCAs = pool
 	}
-	if options.CertFile != "" {
+	if o.CertFile != "" {
 		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(options.CertFile, options.KeyFile)
+			pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
 			if err != nil {
 				return nil, fmt.Errorf("cert_file and key_file: %w", err)
 			}
@@ -72,7 +91,13 @@ func New(options Options) (*http.Client, error) {
 		}
 		next.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
 	}
-	return &http.Client{Transport: transport{next}}, nil
+	return next, nil
+}
+
+// Around makes a client of a transport. A failure to reach the KMS, also while the body is read, is kms.ErrUnavailable; a
+// redirect, and a body that is too long, are kms.ErrMalformed.
+func Around(next http.RoundTripper) *http.Client {
+	return &http.Client{Transport: transport{next, timeout}}
 }
 
 // Client is for APIs that are spoken here without an SDK.
@@ -102,10 +127,13 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 
 // transport keeps the time itself: a Timeout of http.Client would put its own error in the place of ours where it ends
 // the reading of a body.
-type transport struct{ next http.RoundTripper }
+type transport struct {
+	next    http.RoundTripper
+	timeout time.Duration
+}
 
 func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(req.Context(), timeout)
+	ctx, cancel := context.WithTimeout(req.Context(), t.timeout)
 	resp, err := t.next.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		cancel()
@@ -118,6 +146,13 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &limited{ReadCloser: resp.Body, cancel: cancel, left: maxResponse}
 	return resp, nil
+}
+
+// CloseIdleConnections is what http.Client's asks for: the next request shakes hands anew.
+func (t transport) CloseIdleConnections() {
+	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
 }
 
 // unavailable leaves alone what the caller himself cancelled.
