@@ -285,9 +285,9 @@ func (s *Signer) rootAt(ctx context.Context, size int64) (tlog.Hash, error) {
 }
 
 // checkBefore holds the tree that is about to be built upon against the checkpoint in the database itself. The first
-// batch of an epoch builds on what survived, which no checkpoint covers.
+// batch of an epoch builds on what survived, which no checkpoint covers; the first epoch's builds on nothing.
 func checkBefore(state postgres.TreeState, before tlog.Hash) error {
-	if state.Newest.Epoch != state.Epoch {
+	if state.Newest.Epoch != state.Epoch && (state.Epoch > 1 || state.Size == 0) {
 		return nil
 	}
 	if state.Newest.Size != state.Size || state.Newest.Root != before {
