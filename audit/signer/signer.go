@@ -211,6 +211,8 @@ func reasonOf(err error) string {
 		return "went_back"
 	case errors.Is(err, ErrDiverged):
 		return "diverged"
+	case errors.Is(err, ErrForeignStatement):
+		return "foreign_statement"
 	default:
 		return "tree_damaged"
 	}
@@ -252,11 +254,17 @@ func (s *Signer) batch(ctx context.Context, published []remembered) (newest chec
 			return newest, false, err
 		}
 	}
+	if err := s.checkNote(state); err != nil {
+		return newest, false, err
+	}
 	if err := s.announceKeys(ctx); err != nil {
 		return newest, false, err
 	}
 	pending, err := s.db.PendingEvents(ctx, state.EpochEvent, batchMost)
 	if err != nil || len(pending) == 0 {
+		return newest, false, err
+	}
+	if err := s.checkStatements(ctx, state, pending); err != nil {
 		return newest, false, err
 	}
 	ids, leaves, err := s.leaves(ctx, pending)

@@ -209,9 +209,9 @@ func (h *harness) histories() []attack {
 		back,
 		{name: "the same, and the log grew on beyond it, signed", leaf: h.size - 1, first: h.early, last: h.size - 1, do: func(ctx context.Context, c *copied) error { return c.restoreAndForget(ctx) }},
 		less,
-		{name: "the log goes on under another key, which it announces", leaf: h.size, first: h.size, last: h.size + hundred, do: func(ctx context.Context, c *copied) error { return c.takeOver(ctx) }},
-		{name: "the newest checkpoint's signature", leaf: -1, do: statements(`UPDATE audit_checkpoint SET note = overlay(note PLACING CASE substr(note, length(note) - 9, 1) WHEN 'A' THEN 'B' ELSE 'A' END FROM length(note) - 9 FOR 1) ` + newest)},
-		{name: "the newest checkpoint's note names another size", leaf: -1, do: statements(fmt.Sprintf(`UPDATE audit_checkpoint SET note = replace(note, chr(10) || '%d' || chr(10), chr(10) || '%d' || chr(10)) %s`, h.size, h.size-1, newest))},
+		{name: "the log goes on under another key, which it announces", signer: damaged, leaf: h.size, first: h.size, last: h.size + hundred, do: func(ctx context.Context, c *copied) error { return c.takeOver(ctx) }},
+		{name: "the newest checkpoint's signature", signer: damaged, leaf: -1, do: statements(`UPDATE audit_checkpoint SET note = overlay(note PLACING CASE substr(note, length(note) - 9, 1) WHEN 'A' THEN 'B' ELSE 'A' END FROM length(note) - 9 FOR 1) ` + newest)},
+		{name: "the newest checkpoint's note names another size", signer: damaged, leaf: -1, do: statements(fmt.Sprintf(`UPDATE audit_checkpoint SET note = replace(note, chr(10) || '%d' || chr(10), chr(10) || '%d' || chr(10)) %s`, h.size, h.size-1, newest))},
 	}
 }
 
@@ -222,6 +222,7 @@ func (h *harness) signerCases() []attack {
 		{name: "a node that is built on no more", want: unchanged, inPlace: true, leaf: h.victim, first: h.victim &^ 1, last: h.victim | 1,
 			do: statements(fmt.Sprintf(`UPDATE audit_node SET hash = sha256(hash) WHERE level = 1 AND n = %d`, h.victim/2))},
 		{name: "the newest checkpoint's root beside its note", want: unchanged, signer: damaged, do: statements(`UPDATE audit_checkpoint SET root_hash = sha256(root_hash) WHERE tree_size = (SELECT MAX(tree_size) FROM audit_checkpoint)`)},
+		{name: "a key of somebody else's is announced in an event", want: unchanged, signer: foreign, do: func(ctx context.Context, c *copied) error { return c.smuggleKey(ctx) }},
 		{name: "an event is deleted before it is sealed", want: unchanged, signer: missing, do: func(ctx context.Context, c *copied) (err error) {
 			c.pendingGone, err = c.deletePending(ctx)
 			return err

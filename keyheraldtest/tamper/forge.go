@@ -141,16 +141,11 @@ func (c *copied) restoreAndForget(ctx context.Context) error {
 	if err := errors.Join(c.restore(ctx), c.emptySink()); err != nil {
 		return err
 	}
-	writer, err := postgres.Open(ctx, c.database.WriterURL)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = writer.Close() }()
 	events := make([]audit.Event, c.harness.size-c.size)
 	for i := range events {
 		events[i] = audit.Event{Time: time.Now(), Actor: "local:admin", Action: audit.TriggersThawed, Subject: "all", Outcome: audit.Accepted}
 	}
-	if err := errors.Join(writer.Append(ctx, events...), c.mustSeal(ctx, c.keys)); err != nil {
+	if err := errors.Join(c.append(ctx, events...), c.mustSeal(ctx, c.keys)); err != nil {
 		return err
 	}
 	return c.resetSink()
@@ -235,6 +230,26 @@ func (c *copied) takeOver(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(c.emptySink(), c.mustSeal(ctx, keys), c.resetSink())
+}
+
+// smuggleKey appends, as everybody may who has the writer's role, that the log is signed by a key of somebody else's from
+// now on. Were it sealed, what that key signs would count.
+func (c *copied) smuggleKey(ctx context.Context) error {
+	_, keys, err := c.freshKey()
+	if err != nil {
+		return err
+	}
+	return c.append(ctx, audit.Event{Time: time.Now(), Actor: "signer", Action: audit.SigningKeysChanged, Subject: company.LogName, Outcome: audit.Accepted,
+		Detail: audit.Detail{audit.Words("keys", keys.Public)}})
+}
+
+// append appends events as the writer.
+func (c *copied) append(ctx context.Context, events ...audit.Event) error {
+	writer, err := postgres.Open(ctx, c.database.WriterURL)
+	if err != nil {
+		return err
+	}
+	return errors.Join(writer.Append(ctx, events...), writer.Close())
 }
 
 // deletePending deletes an event in the moment before it is sealed, and returns its id.

@@ -25,6 +25,7 @@ const (
 	wentBack = "stops: went back"
 	diverged = "stops: diverged"
 	damaged  = "stops: tree damaged"
+	foreign  = "stops: foreign statement"
 	refuses  = "signs nothing"
 )
 
@@ -137,7 +138,7 @@ func sign(ctx context.Context, database *keyheraldtest.Database, keys checkpoint
 		return signed{word: signs}, err
 	}
 	did = signed{refuses, problem.Error()}
-	for sentinel, word := range map[error]string{signer.ErrWentBack: wentBack, signer.ErrDiverged: diverged, postgres.ErrTreeDamaged: damaged} {
+	for sentinel, word := range map[error]string{signer.ErrWentBack: wentBack, signer.ErrDiverged: diverged, postgres.ErrTreeDamaged: damaged, signer.ErrForeignStatement: foreign} {
 		if errors.Is(problem, sentinel) {
 			did.word = word
 		}
