@@ -4,7 +4,7 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test kms demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
+.PHONY: help build dist test kms demo bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ chaos: setup build ## Kill, cut, refuse and restore under a stream of rotations,
 chaos-controls: setup ## Prove that chaos finds faults: programs that have them on purpose must fail (CHAOS_KILLS=12)
 	@mkdir -p bin/sabotage && CGO_ENABLED=0 $(GO) build -tags $(TAGS),sabotage -trimpath -o bin/sabotage/ ./cmd/...
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/chaos -controls -programs bin/sabotage -kills $(or $(CHAOS_KILLS),12) -seed $(or $(CHAOS_SEED),1)
+
+tamper: setup build ## Alter a log of real rotations in every way, and count what is not detected (TAMPER_EVENTS=10000)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/tamper -events $(or $(TAMPER_EVENTS),10000)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS),kms ./...

@@ -217,7 +217,7 @@ var vocabulary = []entry{
 	{SigningKeysChanged, "The log is signed with these keys from now on; checkpoints that the former key signs cover this event.", []Role{Signer}, []kindOfSubject{aLog}, ofNone, []Outcome{Accepted},
 		[]field{of("keys", publicKeys, "the verifier keys")}},
 	{SealingStopped, "The log is not signed any more, since the database is not what checkpoints say: people must act.", []Role{Signer}, []kindOfSubject{aLog}, ofNone, []Outcome{Failed},
-		[]field{word("problem", "`went_back`: an earlier state; `diverged`: another log; `tree_damaged`: somebody changed the tree", ProblemWentBack, ProblemDiverged, ProblemTreeDamaged)}},
+		[]field{word("problem", "`went_back`: an earlier state; `diverged`: another log; `tree_damaged`: somebody changed the tree; `foreign_statement`: an event waits that only the signer may append, and did not", ProblemWentBack, ProblemDiverged, ProblemTreeDamaged, ProblemForeignStatement)}},
 	{SealingResumed, "The log is signed again.", []Role{Signer}, []kindOfSubject{aLog}, ofNone, []Outcome{Accepted}, nil},
 	{LossAccepted, "The loss of a part of the log was declared; the log goes on in a new epoch, which begins with this event (docs/audit-log.md).",
 		people, []kindOfSubject{aLog}, ofNone, yesNo,

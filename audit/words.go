@@ -92,10 +92,11 @@ type Problem string
 
 // The problems.
 const (
-	ProblemWentBack    Problem = "went_back"
-	ProblemDiverged    Problem = "diverged"
-	ProblemTreeDamaged Problem = "tree_damaged"
-	ProblemError       Problem = "error"
+	ProblemWentBack         Problem = "went_back"
+	ProblemDiverged         Problem = "diverged"
+	ProblemTreeDamaged      Problem = "tree_damaged"
+	ProblemForeignStatement Problem = "foreign_statement"
+	ProblemError            Problem = "error"
 )
 
 // Ignored is why a notification changed nothing.

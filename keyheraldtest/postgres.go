@@ -186,6 +186,23 @@ func (p *Postgres) Restore(ctx context.Context, database *Database, dump []byte)
 	return nil
 }
 
+// Copy makes a database that is what of is now, with the same roles; whoever is connected to of is thrown out.
+func (p *Postgres) Copy(ctx context.Context, of *Database) (*Database, error) {
+	name, err := freshName()
+	if err != nil {
+		return nil, err
+	}
+	d := &Database{Name: name, Owner: of.Owner, Writer: of.Writer, Signer: of.Signer, Auditor: of.Auditor}
+	d.setURLs(p)
+	return d, execAll(ctx, p.url("postgres", "postgres"), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '"+of.Name+"'",
+		"CREATE DATABASE "+name+" OWNER "+of.Owner+" TEMPLATE "+of.Name)
+}
+
+// Drop removes a database; whoever is connected is thrown out.
+func (p *Postgres) Drop(ctx context.Context, d *Database) error {
+	return execAll(ctx, p.url("postgres", "postgres"), "DROP DATABASE "+d.Name+" WITH (FORCE)")
+}
+
 // Pgbench runs PostgreSQL's own benchmark program on a database and returns its report.
 func (p *Postgres) Pgbench(ctx context.Context, database string, args ...string) ([]byte, error) {
 	program, err := postgresProgram("pgbench")
@@ -206,19 +223,30 @@ func (p *Postgres) url(role, database string) string {
 
 // NewDatabase makes a database with an owner, a writer, a signer and an auditor role of its own.
 func (p *Postgres) NewDatabase(ctx context.Context) (*Database, error) {
-	raw := make([]byte, 6)
-	if _, err := rand.Read(raw); err != nil {
+	name, err := freshName()
+	if err != nil {
 		return nil, err
 	}
-	name := "k" + hex.EncodeToString(raw)
 	d := &Database{Name: name, Owner: name + "_owner", Writer: name + "_writer", Signer: name + "_signer", Auditor: name + "_auditor"}
-	d.SuperURL, d.OwnerURL = p.url("postgres", name), p.url(d.Owner, name)
-	d.WriterURL, d.SignerURL, d.AuditorURL = p.url(d.Writer, name), p.url(d.Signer, name), p.url(d.Auditor, name)
+	d.setURLs(p)
 	if err := execAll(ctx, p.url("postgres", "postgres"), "CREATE ROLE "+d.Owner+" LOGIN", "CREATE ROLE "+d.Writer+" LOGIN",
 		"CREATE ROLE "+d.Signer+" LOGIN", "CREATE ROLE "+d.Auditor+" LOGIN", "CREATE DATABASE "+name+" OWNER "+d.Owner); err != nil {
 		return nil, err
 	}
 	return d, execAll(ctx, d.SuperURL, "ALTER SCHEMA public OWNER TO "+d.Owner)
+}
+
+func freshName() (string, error) {
+	raw := make([]byte, 6)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
+	return "k" + hex.EncodeToString(raw), nil
+}
+
+func (d *Database) setURLs(p *Postgres) {
+	d.SuperURL, d.OwnerURL = p.url("postgres", d.Name), p.url(d.Owner, d.Name)
+	d.WriterURL, d.SignerURL, d.AuditorURL = p.url(d.Writer, d.Name), p.url(d.Signer, d.Name), p.url(d.Auditor, d.Name)
 }
 
 func execAll(ctx context.Context, url string, statements ...string) error {

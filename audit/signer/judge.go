@@ -19,7 +19,7 @@ var (
 
 // Stops reports whether an error is one that only people can mend: nothing is signed until then.
 func Stops(err error) bool {
-	return errors.Is(err, ErrWentBack) || errors.Is(err, ErrDiverged) || errors.Is(err, postgres.ErrTreeDamaged)
+	return errors.Is(err, ErrWentBack) || errors.Is(err, ErrDiverged) || errors.Is(err, ErrForeignStatement) || errors.Is(err, postgres.ErrTreeDamaged)
 }
 
 // remembered is a checkpoint that was published, and where it was found.

@@ -214,6 +214,8 @@ func wordOf(problem error) audit.Problem {
 		return audit.ProblemWentBack
 	case errors.Is(problem, ErrDiverged):
 		return audit.ProblemDiverged
+	case errors.Is(problem, ErrForeignStatement):
+		return audit.ProblemForeignStatement
 	default:
 		return audit.ProblemTreeDamaged
 	}
@@ -255,11 +257,17 @@ func (s *Signer) batch(ctx context.Context, published []remembered) (newest chec
 			return newest, false, err
 		}
 	}
+	if err := s.checkNote(state); err != nil {
+		return newest, false, err
+	}
 	if err := s.announceKeys(ctx); err != nil {
 		return newest, false, err
 	}
 	pending, err := s.db.PendingEvents(ctx, state.EpochEvent, batchMost)
 	if err != nil || len(pending) == 0 {
+		return newest, false, err
+	}
+	if err := s.checkStatements(ctx, state, pending); err != nil {
 		return newest, false, err
 	}
 	ids, leaves, err := s.leaves(ctx, pending)
@@ -288,9 +296,9 @@ func (s *Signer) rootAt(ctx context.Context, size int64) (tlog.Hash, error) {
 }
 
 // checkBefore holds the tree that is about to be built upon against the checkpoint in the database itself. The first
-// batch of an epoch builds on what survived, which no checkpoint covers.
+// batch of an epoch builds on what survived, which no checkpoint covers; the first epoch's builds on nothing.
 func checkBefore(state postgres.TreeState, before tlog.Hash) error {
-	if state.Newest.Epoch != state.Epoch {
+	if state.Newest.Epoch != state.Epoch && (state.Epoch > 1 || state.Size == 0) {
 		return nil
 	}
 	if state.Newest.Size != state.Size || state.Newest.Root != before {

@@ -224,6 +224,8 @@ func TestALogThatWasWrittenAnewIsNotSigned(t *testing.T) {
 		"a node at the edge of the tree":      {[]string{"UPDATE audit_node SET hash = sha256(hash) WHERE level = 1 AND n = 2"}, signer.ErrDiverged},
 		"a node that is gone":                 {[]string{"DELETE FROM audit_node WHERE level = 2"}, postgres.ErrTreeDamaged},
 		"the last leaves, with what is above": {[]string{"DELETE FROM audit_leaf WHERE leaf_index > 3", "DELETE FROM audit_node WHERE (n + 1) * (1 << level) > 4"}, signer.ErrWentBack},
+		"every checkpoint is gone":            {[]string{"DELETE FROM audit_checkpoint"}, postgres.ErrTreeDamaged},
+		"the newest checkpoint's signature":   {[]string{"UPDATE audit_checkpoint SET note = replace(note, chr(10) || chr(8212) || ' ', chr(10) || chr(8212) || ' not-')"}, postgres.ErrTreeDamaged},
 		"the newest checkpoint":               {[]string{"UPDATE audit_checkpoint SET root_hash = sha256(root_hash)"}, postgres.ErrTreeDamaged},
 	} {
 		t.Run(name, func(t *testing.T) {

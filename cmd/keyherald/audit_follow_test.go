@@ -77,7 +77,7 @@ func TestFollowDoesNotMissWhatCommitsLate(t *testing.T) {
 	var late sync.WaitGroup
 	late.Go(func() {
 		err := r.Writer.Txn(t.Context(), func(ctx context.Context) error {
-			err := r.Writer.Append(ctx, leaseTaken())
+			err := r.Writer.Append(ctx, event(audit.ByRelay(), audit.LeaseTaken, audit.OfUser("@late:example.org"), audit.Accepted, audit.Number("epoch", 1)))
 			close(begun)
 			<-commit
 			return err
@@ -94,7 +94,7 @@ func TestFollowDoesNotMissWhatCommitsLate(t *testing.T) {
 	late.Wait()
 	r.Seal(t)
 	second := r.must(t, "follow", "--once", "--state", r.path("state"))
-	if strings.Contains(first, "late") || !strings.Contains(second, "late") {
+	if strings.Contains(first, "@late:") || !strings.Contains(second, "@late:") {
 		t.Errorf("first it prints %s, then %s", first, second)
 	}
 	if got := append(indexes(t, first), indexes(t, second)...); !slices.Equal(got, upTo(0, 6)) {
@@ -233,11 +233,11 @@ func TestFollowWaitsForADatabaseThatDoesNotAnswer(t *testing.T) {
 	_, err = r.Super.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	check(t, err)
 	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
-		return r.Writer.Append(ctx, leaseTaken())
+		return r.Writer.Append(ctx, event(audit.ByRelay(), audit.LeaseTaken, audit.OfUser("@after:example.org"), audit.Accepted, audit.Number("epoch", 1)))
 	}))
 	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error { return seal(ctx, r) }))
 	for scanner.Scan() {
-		if strings.Contains(scanner.Text(), "after") {
+		if strings.Contains(scanner.Text(), "@after:") {
 			cancel()
 			_ = cmd.Wait()
 			return

@@ -33,7 +33,8 @@ const Password = "correct horse battery staple"
 // BotName is the bot's localpart.
 const BotName = "keyherald"
 
-const logName = "example.org/keyherald"
+// LogName is the audit log's name.
+const LogName = "example.org/keyherald"
 
 // Config is what Start needs. Programs is a directory with the built keyherald and keyherald-device; Dir is an empty
 // directory, which everything the parts write goes into.
@@ -65,6 +66,7 @@ type Company struct {
 	// Listen is the server's own address, past its tap.
 	Listen        string
 	signingKey    string
+	stopServer    func() error
 	notifications int
 }
 
@@ -190,7 +192,7 @@ func (c *Company) prepare(ctx context.Context) error {
 	if _, err := c.Keyherald(ctx, "bot", "keygen", "--user", id.NewUserID(BotName, keyheraldtest.ServerName).String()); err != nil {
 		return err
 	}
-	if _, err := c.Keyherald(ctx, "audit", "keygen", "--name", logName, "--out", filepath.Join(c.config.Dir, "audit.key")); err != nil {
+	if _, err := c.Keyherald(ctx, "audit", "keygen", "--name", LogName, "--out", filepath.Join(c.config.Dir, "audit.key")); err != nil {
 		return err
 	}
 	_, err = c.Keyherald(ctx, "registration")
@@ -220,7 +222,7 @@ sources:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
 `, c.Listen, public, homeserver, BotName, keyheraldtest.ServerName, c.Database.Writer, c.Database.Auditor, c.ServerTaps["the KMS"].Address(), KMSPath("alice"),
-		c.Database.Signer, logName, login, c.kms.server(), reconcile))
+		c.Database.Signer, LogName, login, c.kms.server(), reconcile))
 }
 
 func (c *Company) startHomeserver(ctx context.Context) (err error) {
@@ -236,7 +238,8 @@ func (c *Company) startHomeserver(ctx context.Context) (err error) {
 }
 
 func (c *Company) startServer(ctx context.Context) error {
-	if _, err := c.Run("keyherald", "serve", "-c", "config.yaml"); err != nil {
+	var err error
+	if c.stopServer, err = c.Run("keyherald", "serve", "-c", "config.yaml"); err != nil {
 		return err
 	}
 	return keyheraldtest.Until(ctx, 30*time.Second, func() error {
@@ -257,6 +260,9 @@ func (c *Company) startServer(ctx context.Context) error {
 		return nil
 	})
 }
+
+// StopServer ends the server alone, as its operator would.
+func (c *Company) StopServer() error { return c.stopServer() }
 
 // Keyherald runs one command of the server's binary, as an operator does.
 func (c *Company) Keyherald(ctx context.Context, args ...string) (string, error) {
