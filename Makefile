@@ -2,7 +2,7 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test demo bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
+.PHONY: help build test demo interop bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: setup ## Run all tests on real parts, with the race detector
 
 demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, HS=synapse is on Synapse
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) $(if $(KEEP),-keep)
+
+interop: setup build ## Run the main job on Dendrite and Synapse with real clients of other makers: a table (ONLY=synapse for one, KEEP=1 leaves the logs)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/interop $(if $(ONLY),-only $(ONLY)) $(if $(KEEP),-keep)
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)
