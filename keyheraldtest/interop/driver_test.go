@@ -29,7 +29,11 @@ func TestADriverGetsEachAnswerToItsRequestAndTellsWhenItsProgramEnds(t *testing.
 		answers <- operation + " gets " + read.Body
 	}
 	go ask("first")
-	time.Sleep(50 * time.Millisecond) // so that it is the first
+	for asked := 0; asked == 0; time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		asked = d.next
+		d.mu.Unlock()
+	}
 	go ask("second")
 	for range 2 {
 		if got := <-answers; got != "first gets first" && got != "second gets second" {

@@ -18,7 +18,7 @@ import (
 func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
 	only := flag.String("only", "", "run one homeserver alone: "+strings.Join(interop.Grounds(), ", "))
-	keep := flag.Bool("keep", false, "leave the directory with all logs when it is done")
+	keep := flag.Bool("keep", false, "leave the directory with all logs also when every cell held")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -44,11 +44,10 @@ func run(ctx context.Context, programs, only string, keep bool) error {
 	if err != nil {
 		return err
 	}
-	if keep {
-		fmt.Fprintln(os.Stderr, "everything is left in", dir)
-	} else {
-		defer func() { _ = os.RemoveAll(dir) }()
-	}
 	_, err = interop.Run(ctx, interop.Config{Programs: absolute, Dir: dir, Tools: tools, Out: os.Stdout, Only: only})
-	return err
+	if keep || err != nil {
+		fmt.Fprintln(os.Stderr, "everything is left in", dir)
+		return err
+	}
+	return os.RemoveAll(dir)
 }
