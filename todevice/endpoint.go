@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -75,6 +76,10 @@ type Endpoint struct {
 	pausedUntil time.Time
 	arrived     chan struct{}
 	queued      chan struct{}
+	// patience is added to the time that Sync waits, so that the requests of one run differ from another's. Synapse answers
+	// a repeated /sync from a cache for two minutes: a store that was put back would get the messages again that it has
+	// acted on since, though the homeserver has long forgotten them.
+	patience time.Duration
 }
 
 // New checks the configuration; it does no I/O.
@@ -103,6 +108,7 @@ func New(config Config) (*Endpoint, error) {
 		log:       config.Log,
 		arrived:   make(chan struct{}, 1),
 		queued:    make(chan struct{}, 1),
+		patience:  rand.N(time.Second),
 	}, nil
 }
 
