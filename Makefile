@@ -2,7 +2,7 @@
 TAGS := goolm
 GO   ?= go
 
-.PHONY: help build test demo interop bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
+.PHONY: help build test test-synapse demo interop bench chaos chaos-controls vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
+
+test-synapse: setup ## Run the end-to-end and the key-backup tests on Synapse in place of Dendrite
+	KEYHERALD_TEST_HOMESERVER=synapse $(GO) test -count=1 -race -tags $(TAGS) -timeout 60m ./keyheraldtest/e2e ./backup
 
 demo: setup build ## Watch a whole rotation on real parts, checked; KEEP=1 leaves everything running, HS=synapse is on Synapse
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) $(if $(KEEP),-keep)
