@@ -4,7 +4,7 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test kms demo bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup clean
+.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -ra
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
 
+test-synapse: setup ## Run the end-to-end and the key-backup tests on Synapse in place of Dendrite
+	KEYHERALD_TEST_HOMESERVER=synapse $(GO) test -count=1 -race -tags $(TAGS) -timeout 60m ./keyheraldtest/e2e ./backup
+
 kms: ## Run the KMS clients against real servers: Vault (built the first time, ten minutes or more) and moto
 	@scripts/setup-test-parts.sh kms
 	$(GO) test -race -tags $(TAGS),kms -count=1 -timeout 20m ./keyheraldtest/kms
@@ -35,6 +38,9 @@ kms: ## Run the KMS clients against real servers: Vault (built the first time, t
 
 demo: setup build ## Watch whole rotations on real parts, checked; KEEP=1 leaves everything running, HS=synapse, KMS=vault
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) -kms $(or $(KMS),setec) $(if $(KEEP),-keep)
+
+interop: setup build ## Run the main job on Dendrite and Synapse with real clients of other makers: a table (ONLY=synapse for one, KEEP=1 leaves the logs)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/interop $(if $(ONLY),-only $(ONLY)) $(if $(KEEP),-keep)
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15)

@@ -245,7 +245,7 @@ func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel c
 			failures = 0
 			continue
 		}
-		if errors.Is(err, mautrix.MUnknownToken) || deviceGone(err) || errors.Is(err, postgres.ErrLeaseLost) {
+		if errors.Is(err, mautrix.MUnknownToken) || todevice.DeviceGone(err) || errors.Is(err, postgres.ErrLeaseLost) {
 			cancel(err)
 			return
 		}

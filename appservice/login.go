@@ -39,10 +39,10 @@ var (
 	errNoMasquerading    = errors.New("the homeserver does not let an application service act as its own device (MSC4190, MSC4326); with bot.login: appservice the bot logs in")
 )
 
-// Errors that mautrix does not name. Synapse still says the unstable ones.
+// What a homeserver answers that logs no application service in, or not this one; Synapse still says the unstable code.
 var (
-	loginUnsupported = []mautrix.RespError{{ErrCode: "M_APPSERVICE_LOGIN_UNSUPPORTED"}, {ErrCode: "IO.ELEMENT.MSC4190.M_APPSERVICE_LOGIN_UNSUPPORTED"}, mautrix.MUnrecognized}
-	unknownDevice    = []mautrix.RespError{{ErrCode: "M_UNKNOWN_DEVICE"}, {ErrCode: "ORG.MATRIX.MSC4326.M_UNKNOWN_DEVICE"}}
+	errLoginUnsupported         = mautrix.RespError{ErrCode: "M_APPSERVICE_LOGIN_UNSUPPORTED"}
+	errLoginUnsupportedUnstable = mautrix.RespError{ErrCode: "IO.ELEMENT.MSC4190.M_APPSERVICE_LOGIN_UNSUPPORTED"}
 )
 
 // unsupported means that this homeserver has no login for application services, or none for this one. The Matrix
@@ -50,19 +50,7 @@ var (
 func unsupported(err error) bool {
 	var httpErr mautrix.HTTPError
 	missing := errors.As(err, &httpErr) && (httpErr.IsStatus(http.StatusNotFound) || httpErr.IsStatus(http.StatusMethodNotAllowed))
-	return missing || isOne(err, loginUnsupported)
-}
-
-// deviceGone means that the device that the as_token acts as was deleted.
-func deviceGone(err error) bool { return isOne(err, unknownDevice) }
-
-func isOne(err error, of []mautrix.RespError) bool {
-	for _, one := range of {
-		if errors.Is(err, one) {
-			return true
-		}
-	}
-	return false
+	return missing || errors.Is(err, errLoginUnsupported) || errors.Is(err, errLoginUnsupportedUnstable) || errors.Is(err, mautrix.MUnrecognized)
 }
 
 // enter registers the bot's user and makes the client of its device. Synapse logs a user in that nobody registered, and

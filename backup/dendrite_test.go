@@ -24,20 +24,20 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
-var dendrite *keyheraldtest.Homeserver
+var hs *keyheraldtest.Homeserver
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "keyherald-backup-")
 		if err == nil {
 			defer func() { _ = os.RemoveAll(dir) }()
-			dendrite, err = keyheraldtest.StartDendrite(context.Background(), dir)
+			hs, err = keyheraldtest.StartWanted(context.Background(), dir)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "starting the homeserver:", err)
 			return 1
 		}
-		defer func() { _ = dendrite.Close() }()
+		defer func() { _ = hs.Close() }()
 		return m.Run()
 	}())
 }
@@ -49,9 +49,9 @@ var users atomic.Int64
 // user logs a fresh user in on one stock client.
 func user(t *testing.T) *keyheraldtest.Client {
 	t.Helper()
-	userID, err := dendrite.CreateUser(t.Context(), fmt.Sprintf("user%d", users.Add(1)), password)
+	userID, err := hs.CreateUser(t.Context(), fmt.Sprintf("user%d", users.Add(1)), password)
 	check(t, err)
-	client, err := keyheraldtest.Login(t.Context(), dendrite.URL, userID, password, "DEVICE")
+	client, err := keyheraldtest.Login(t.Context(), hs.URL, userID, password, "DEVICE")
 	check(t, err)
 	t.Cleanup(client.Close)
 	return client
@@ -195,7 +195,7 @@ func deleteVersion(t *testing.T, c *keyheraldtest.Client, version id.KeyBackupVe
 // requests that are chosen; they have taken effect.
 func losing(t *testing.T, c *keyheraldtest.Client, count int32, chosen func(*http.Request) bool) (*mautrix.Client, *atomic.Int32) {
 	t.Helper()
-	target, err := url.Parse(dendrite.URL)
+	target, err := url.Parse(hs.URL)
 	check(t, err)
 	lost := &atomic.Int32{}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, ModifyResponse: func(resp *http.Response) error {

@@ -87,7 +87,7 @@ func (b builtTool) build(ctx context.Context, progress io.Writer) (string, error
 // PythonEnvironment returns the Python of an environment in the user's cache that has what the requirements pin, which
 // is installed the first time. Packages are run with -m: the scripts beside it name the directory they were installed in.
 func PythonEnvironment(ctx context.Context, name string, requirements []byte, progress io.Writer) (string, error) {
-	dir, err := Cached(name+"-"+shortHash(requirements), func(temporary string) error {
+	dir, err := Cached(name+"-"+ShortHash(requirements), func(temporary string) error {
 		_, _ = fmt.Fprintf(progress, "installing %s with pip (once, a minute) …\n", name)
 		pins := filepath.Join(temporary, "requirements.txt")
 		if err := os.WriteFile(pins, requirements, 0o600); err != nil {
@@ -108,7 +108,8 @@ func PythonEnvironment(ctx context.Context, name string, requirements []byte, pr
 	return filepath.Join(dir, "bin", "python"), err
 }
 
-func shortHash(content []byte) string {
+// ShortHash names content in a cache.
+func ShortHash(content []byte) string {
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:6])
 }

@@ -53,6 +53,20 @@ func HomeserverNamed(name string) (StartHomeserver, error) {
 	return nil, fmt.Errorf("there is no homeserver %q: say dendrite or synapse", name)
 }
 
+// StartWanted starts the homeserver that KEYHERALD_TEST_HOMESERVER names in the environment, and Dendrite where it names
+// none: tests that use it run on every homeserver.
+func StartWanted(ctx context.Context, dir string, registrations ...string) (*Homeserver, error) {
+	name := os.Getenv("KEYHERALD_TEST_HOMESERVER")
+	if name == "" {
+		name = "dendrite"
+	}
+	start, err := HomeserverNamed(name)
+	if err != nil {
+		return nil, fmt.Errorf("KEYHERALD_TEST_HOMESERVER: %w", err)
+	}
+	return start(ctx, dir, registrations...)
+}
+
 // Start starts the homeserver again after Kill, with the data it has.
 func (hs *Homeserver) Start(ctx context.Context) error {
 	log, err := os.OpenFile(hs.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

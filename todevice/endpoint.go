@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -76,6 +77,10 @@ type Endpoint struct {
 	arrived     chan struct{}
 	queued      chan struct{}
 	changed     chan struct{}
+	// patience is added to the time that Sync waits, so that the requests of one run differ from another's. Synapse answers
+	// a repeated /sync from a cache for two minutes: a store that was put back would get the messages again that it has
+	// acted on since, though the homeserver has long forgotten them.
+	patience time.Duration
 }
 
 // New checks the configuration; it does no I/O.
@@ -105,6 +110,7 @@ func New(config Config) (*Endpoint, error) {
 		arrived:   make(chan struct{}, 1),
 		queued:    make(chan struct{}, 1),
 		changed:   make(chan struct{}, 1),
+		patience:  rand.N(time.Second),
 	}, nil
 }
 

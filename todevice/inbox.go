@@ -91,7 +91,7 @@ func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
 		return fmt.Errorf("reading the sync token: %w", err)
 	}
 	resp, err := e.client.FullSyncRequest(ctx, mautrix.ReqSync{
-		Timeout:     int(wait.Milliseconds()),
+		Timeout:     int((wait + e.patience).Milliseconds()),
 		Since:       since,
 		FilterID:    syncFilter,
 		SetPresence: event.PresenceOffline,

@@ -275,7 +275,19 @@ type answer struct {
 	pause, silent bool
 }
 
-// judge reads the outcome of a request. A dead token (401, 403) is ours to mend, not the messages' fault.
+// What a homeserver answers to an application service that acts as a device which is not there (MSC4326); Synapse still
+// says the unstable code.
+var (
+	errUnknownDevice         = mautrix.RespError{ErrCode: "M_UNKNOWN_DEVICE"}
+	errUnknownDeviceUnstable = mautrix.RespError{ErrCode: "ORG.MATRIX.MSC4326.M_UNKNOWN_DEVICE"}
+)
+
+// DeviceGone reports whether a request failed because the device that the application service acts as was deleted.
+func DeviceGone(err error) bool {
+	return errors.Is(err, errUnknownDevice) || errors.Is(err, errUnknownDeviceUnstable)
+}
+
+// judge reads the outcome of a request. A dead token (401, 403) or device is ours to mend, not the messages' fault.
 func judge(err error, tries int) answer {
 	if err == nil {
 		return answer{}
@@ -297,7 +309,7 @@ func judge(err error, tries int) answer {
 			}
 		}
 		return later
-	case code == http.StatusUnauthorized || code == http.StatusForbidden || code >= 500:
+	case code == http.StatusUnauthorized || code == http.StatusForbidden || code >= 500 || DeviceGone(err):
 		return later
 	default:
 		return answer{refusal: httpErr.Error()}

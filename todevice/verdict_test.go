@@ -11,12 +11,16 @@ import (
 )
 
 func answered(status int, retryAfter string, extra map[string]any) error {
+	return answeredCode(status, "M_X", retryAfter, extra)
+}
+
+func answeredCode(status int, code, retryAfter string, extra map[string]any) error {
 	header := http.Header{}
 	if retryAfter != "" {
 		header.Set("Retry-After", retryAfter)
 	}
 	return fmt.Errorf("sending: %w", mautrix.HTTPError{Response: &http.Response{StatusCode: status, Header: header},
-		RespError: &mautrix.RespError{ErrCode: "M_X", Err: "x", ExtraData: extra}})
+		RespError: &mautrix.RespError{ErrCode: code, Err: "x", ExtraData: extra}})
 }
 
 func TestWhatTheHomeserverAnsweredDecidesWhetherAMessageIsSentAgain(t *testing.T) {
@@ -37,6 +41,8 @@ func TestWhatTheHomeserverAnsweredDecidesWhetherAMessageIsSentAgain(t *testing.T
 		{"a proxy without its homeserver", answered(502, "", nil), false, -1},
 		{"a dead token, which is ours to mend", answered(401, "", nil), false, -1},
 		{"forbidden, likewise", answered(403, "", nil), false, -1},
+		{"our device was deleted, likewise", answeredCode(400, "M_UNKNOWN_DEVICE", "", nil), false, -1},
+		{"and in Synapse's words", answeredCode(400, "ORG.MATRIX.MSC4326.M_UNKNOWN_DEVICE", "", nil), false, -1},
 		{"a message the homeserver does not take", answered(400, "", nil), true, 0},
 		{"a message that is too large", answered(413, "", nil), true, 0},
 	} {
