@@ -41,4 +41,14 @@ const (
 	DeviceGreeted        Action = "device.greeted"
 	BotLogin             Action = "bot.login"
 	LeaseTaken           Action = "bot.lease_taken"
+
+	SecretRequestAnswered Action = "secret_request.answered"
+	SecretRequestRefused  Action = "secret_request.refused"
+	SecretKept            Action = "secret.kept"
+	SecretAccepted        Action = "secret.accepted"
+	SecretRejected        Action = "secret.rejected"
+	RecoveryKeyProvided   Action = "recovery_key.provided"
+	RecoveryKeyReplaced   Action = "recovery_key.replaced"
+	DeviceVerified        Action = "device.verified"
+	AccountEnded          Action = "account.ended"
 )
