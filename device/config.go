@@ -3,6 +3,7 @@ package device
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/keyherald/keyherald/kms/secret"
 	"github.com/keyherald/keyherald/kms/setecsecret"
 	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
 )
 
 // Config is device.yaml: what all accounts of this process share.
@@ -38,6 +40,8 @@ type AccountConfig struct {
 	KMS          KMS          `yaml:"kms"`
 	Recovery     string       `yaml:"recovery"`
 	Push         Push         `yaml:"push"`
+	Answer       Answer       `yaml:"answer,omitempty"`
+	Receive      Receive      `yaml:"receive,omitempty"`
 }
 
 // Login is how the device gets its access token; exactly one way is set.
@@ -75,6 +79,19 @@ type Push struct {
 	WaitForCarry time.Duration  `yaml:"wait_for_carry"`
 }
 
+// Answer says which of the user's secrets his other cross-signed devices are given when they ask, and how many requests of
+// one device are looked at in an hour.
+type Answer struct {
+	Names   []string `yaml:"names,omitempty"`
+	PerHour int      `yaml:"per_hour,omitempty"`
+}
+
+// Receive says what is done with a secret that comes unasked from a cross-signed device of the user, by the secret's
+// name: always, ask or never.
+type Receive struct {
+	Accept map[string]string `yaml:"accept,omitempty"`
+}
+
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
 func LoadConfig(path string) (Config, error) {
 	config := Config{StatusInterval: time.Hour}
@@ -103,7 +120,8 @@ func (c Config) validate() error {
 
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
-	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second}}
+	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second},
+		Answer: Answer{Names: []string{protocol.SecretMegolmBackup}, PerHour: 20}}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
@@ -144,11 +162,34 @@ func (c AccountConfig) validate() error {
 			return fmt.Errorf("push.forms has %q: write m.secret.send or io.element.msc4385.secret.push", form)
 		}
 	}
+	if err := c.validateSecrets(); err != nil {
+		return err
+	}
 	switch c.KMS.Type {
 	case "setec", "file":
 		return nil
 	}
 	return fmt.Errorf("kms.type is %q: write setec, or file (for development only)", c.KMS.Type)
+}
+
+func (c AccountConfig) validateSecrets() error {
+	for i, name := range c.Answer.Names {
+		if !slices.Contains(secretNames, name) {
+			return fmt.Errorf("answer.names[%d] is %q: write one of %s", i, name, strings.Join(secretNames, ", "))
+		}
+	}
+	if c.Answer.PerHour < 1 {
+		return errors.New("answer.per_hour is below 1: write how many requests of one device are looked at in an hour, or answer.names: [] to answer none")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Receive.Accept)) {
+		if !slices.Contains(secretNames, name) {
+			return fmt.Errorf("receive.accept has %q: write one of %s", name, strings.Join(secretNames, ", "))
+		}
+		if judgement := c.Receive.Accept[name]; !slices.Contains([]string{acceptAlways, acceptAsk, acceptNever}, judgement) {
+			return fmt.Errorf("receive.accept: %s is %q: write always, ask or never", name, judgement)
+		}
+	}
+	return nil
 }
 
 // secretStore is what a device asks of its KMS.

@@ -175,8 +175,8 @@ func (a *Account) holdOldKey(ctx context.Context, j *job) (backupkey.Key, error)
 	return key, nil
 }
 
-// findKey looks for the private key of a public key: in the own store, the KMS's versions, the recovery copy.
-func (a *Account) findKey(ctx context.Context, publicKey string) (backupkey.Key, bool, error) {
+// searchKey looks for the private key of a public key: in the own store, the KMS's versions, the recovery copy.
+func (a *Account) searchKey(ctx context.Context, publicKey string) (backupkey.Key, bool, error) {
 	if key, ok, err := a.store.key(ctx, publicKey); err != nil || ok {
 		return key, ok, err
 	}

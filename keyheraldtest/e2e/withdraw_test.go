@@ -29,6 +29,7 @@ type gate struct {
 
 	mu   sync.Mutex // guards the rest
 	shut bool
+	path string // what else is refused
 	hold chan struct{}
 	held chan struct{}
 }
@@ -41,9 +42,9 @@ func newGate(t *testing.T, target string) *gate {
 	proxy := httputil.NewSingleHostReverseProxy(u)
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
-		shut, hold := g.shut, g.hold
+		shut, path, hold := g.shut, g.path, g.hold
 		g.mu.Unlock()
-		if shut && strings.Contains(r.URL.Path, "/sendToDevice/") {
+		if shut && strings.Contains(r.URL.Path, "/sendToDevice/") || path != "" && strings.Contains(r.URL.Path, path) {
 			http.Error(w, `{"errcode":"M_UNKNOWN","error":"shut"}`, http.StatusServiceUnavailable)
 			return
 		}
@@ -64,6 +65,13 @@ func (g *gate) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shut = shut
+}
+
+// refuse refuses requests whose path has this in it; empty ends it.
+func (g *gate) refuse(path string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.path = path
 }
 
 // holdVersions holds requests that make a key-backup version until the returned function is called.
