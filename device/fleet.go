@@ -78,7 +78,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			default:
 			}
 			info, err := os.Stat(files[name])
-			if ctx.Err() != nil || err != nil || !info.ModTime().Equal(r.stamp) {
+			if ctx.Err() != nil || err != nil || !info.ModTime().Equal(r.stamp) || f.wanted(name) {
 				r.cancel()
 				<-r.done
 				delete(accounts, name)
@@ -111,7 +111,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 // process, is let go and looked at again in a while.
 func (f *Fleet) runAccount(ctx context.Context, name string) {
 	log := f.log.With().Str("account", name).Logger()
-	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil {
+	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil || f.wanted(name) {
 		loop.Pause(ctx, 2*time.Second)
 		return
 	}

@@ -55,6 +55,7 @@ func newCommand() *cobra.Command {
 			return fleet.Run(cmd.Context())
 		}},
 		enrollCommand(load),
+		pendingCommand(load),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
 			if err != nil {
@@ -82,7 +83,7 @@ func newCommand() *cobra.Command {
 }
 
 // enrollCommand never takes a code or a recovery key as an argument, where every user of the machine could read it.
-func enrollCommand(load func() (device.Config, *device.Fleet, error)) *cobra.Command {
+func enrollCommand(load loader) *cobra.Command {
 	var name, codeFile string
 	var patience time.Duration
 	cmd := &cobra.Command{Use: "enroll", Short: "Log an account in, verify it, and enroll it with a one-time code",
@@ -102,11 +103,11 @@ func enrollCommand(load func() (device.Config, *device.Fleet, error)) *cobra.Com
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 			defer cancel()
-			account, err := fleet.Open(ctx, name)
+			account, giveBack, err := fleet.Borrow(ctx, name)
 			if err != nil {
 				return err
 			}
-			defer func() { _ = account.Close() }()
+			defer func() { _ = giveBack() }()
 			if _, err := account.Verify(ctx, terminalPrompt()); err != nil {
 				return err
 			}

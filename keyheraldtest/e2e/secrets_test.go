@@ -173,7 +173,9 @@ func TestAnExcludedDeviceAndACancelledRequestAreNotAnswered(t *testing.T) {
 	ask("ASKER", "cancelled", event.SecretRequestRequest)
 	wait(t, "the request in the journal", func() bool { return w.inStore(t, "managed", `SELECT COUNT(*) FROM asked WHERE state = 'open'`) == 1 })
 	ask("ASKER", "cancelled", event.SecretRequestCancellation)
-	wait(t, "the end of the request", func() bool { return w.inStore(t, "managed", `SELECT COUNT(*) FROM asked WHERE state = 'cancelled'`) == 1 })
+	wait(t, "the end of the request", func() bool {
+		return w.inStore(t, "managed", `SELECT COUNT(*) FROM asked WHERE state = 'cancelled'`) == 1
+	})
 	g.refuse("")
 	ask("ASKER", "later", event.SecretRequestRequest)
 	wait(t, "the answer to the later request", func() bool { return len(answers(t, asker)["later"]) == 1 })
