@@ -49,6 +49,9 @@ func (a *Account) advance(ctx context.Context, j *job) error {
 	if !identity.PinnedTo(p.OwnMasterKey) || !identity.Devices[a.client.DeviceID].CrossSigned {
 		return stop(protocol.AttentionNotCrossSigned, errors.New("the user's identity is not the pinned one, or this device is not cross-signed by it"))
 	}
+	if refused, err := a.refuseOptedOut(ctx, j); err != nil || refused {
+		return err
+	}
 	oldKey, err := a.holdOldKey(ctx, j)
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ const (
 	RejectedNotYetIssued ErrorCode = "not_yet_issued"
 	RejectedAction       ErrorCode = "action_not_supported"
 	RejectedMalformed    ErrorCode = "malformed"
+	// RejectedUserOptedOut: the user switched key backup off. It is found once the trigger was accepted.
+	RejectedUserOptedOut ErrorCode = "user_opted_out"
 	// StoreWentBackwards also ends the device's enrollment: whoever sees it first, device or server, tells the other.
 	StoreWentBackwards ErrorCode = "store_went_backwards"
 )
