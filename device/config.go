@@ -51,6 +51,7 @@ type Login struct {
 	AccessTokenFile string      `yaml:"access_token_file"`
 	DeviceID        id.DeviceID `yaml:"device_id"`
 	Command         []string    `yaml:"command"`
+	OAuth           *OAuth      `yaml:"oauth,omitempty"`
 }
 
 // Verification is how the device becomes cross-signed: the user's recovery key, from a file or an environment
@@ -136,7 +137,7 @@ func (c AccountConfig) validate() error {
 		return fmt.Errorf("user_id is %q: write @name:server", c.UserID)
 	}
 	ways := 0
-	for _, set := range []bool{c.Login.PasswordFile != "", c.Login.TokenFile != "", c.Login.AccessTokenFile != "", len(c.Login.Command) > 0} {
+	for _, set := range []bool{c.Login.PasswordFile != "", c.Login.TokenFile != "", c.Login.AccessTokenFile != "", len(c.Login.Command) > 0, c.Login.OAuth != nil} {
 		if set {
 			ways++
 		}
@@ -145,7 +146,9 @@ func (c AccountConfig) validate() error {
 	case !strings.HasPrefix(c.Homeserver, "http://") && !strings.HasPrefix(c.Homeserver, "https://"):
 		return errors.New("homeserver: write the client-server API's address, such as https://matrix.example.org")
 	case ways != 1:
-		return errors.New("login: set exactly one of password_file, token_file, access_token_file, command")
+		return errors.New("login: set exactly one of password_file, token_file, access_token_file, command, oauth")
+	case c.Login.OAuth != nil && c.Login.OAuth.ClientID == "" && (c.Login.OAuth.ClientName == "" || c.Login.OAuth.ClientURI == ""):
+		return errors.New("login.oauth: client_name and client_uri are needed to register with the authorization server, or the client_id of a client that is registered")
 	case c.Login.AccessTokenFile != "" && c.Login.DeviceID == "":
 		return errors.New("login.device_id is missing: an access token belongs to a device, and without its id nothing can be encrypted for it")
 	case c.KMS.Name == "" || c.KMS.Path == "":

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"maunium.net/go/mautrix"
-
 	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/protocol"
 )
@@ -62,9 +60,9 @@ func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFun
 			failures = 0
 			continue
 		}
-		if errors.Is(err, mautrix.MUnknownToken) {
+		if loggedOut(err) {
 			// The new token goes into a new client: Run ends, and the fleet opens the account again.
-			cancel(errors.Join(errLoggedOut, a.login(ctx, true)))
+			cancel(errors.Join(errLoggedOut, a.relogin(ctx)))
 			return
 		}
 		failures++

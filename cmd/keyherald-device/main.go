@@ -55,6 +55,7 @@ func newCommand() *cobra.Command {
 			return fleet.Run(cmd.Context())
 		}},
 		enrollCommand(load),
+		loginCommand(load),
 		pendingCommand(load),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
@@ -93,6 +94,7 @@ func enrollCommand(load loader) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			fleet.Authorize = showAuthorization
 			text, err := readCode(codeFile)
 			if err != nil {
 				return err

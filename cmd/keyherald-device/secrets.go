@@ -26,6 +26,7 @@ func withAccount(cmd *cobra.Command, load loader, name string, do func(ctx conte
 	if err != nil {
 		return err
 	}
+	fleet.Authorize = showAuthorization
 	account, giveBack, err := fleet.Borrow(cmd.Context(), name)
 	if err != nil {
 		return err

@@ -32,6 +32,8 @@ type gate struct {
 	path string // what else is refused
 	hold chan struct{}
 	held chan struct{}
+	// paths are of every request that came.
+	paths []string
 }
 
 func newGate(t *testing.T, target string) *gate {
@@ -43,6 +45,7 @@ func newGate(t *testing.T, target string) *gate {
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
 		shut, path, hold := g.shut, g.path, g.hold
+		g.paths = append(g.paths, r.URL.Path)
 		g.mu.Unlock()
 		if shut && strings.Contains(r.URL.Path, "/sendToDevice/") || path != "" && strings.Contains(r.URL.Path, path) {
 			http.Error(w, `{"errcode":"M_UNKNOWN","error":"shut"}`, http.StatusServiceUnavailable)
@@ -65,6 +68,18 @@ func (g *gate) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shut = shut
+}
+
+// seen counts the requests whose path ended so.
+func (g *gate) seen(suffix string) (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, path := range g.paths {
+		if strings.HasSuffix(path, suffix) {
+			n++
+		}
+	}
+	return n
 }
 
 // refuse refuses requests whose path has this in it; empty ends it.
