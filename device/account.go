@@ -113,8 +113,13 @@ type pin struct {
 func (a *Account) pin(ctx context.Context) (pin, error) {
 	var p pin
 	raw, err := a.store.get(ctx, "pin")
-	if err != nil || raw == "" {
+	if err != nil {
 		return p, err
+	}
+	if raw == "" {
+		// Before the enrollment, what was verified by emoji is all that is known of the user.
+		v, err := a.verified(ctx)
+		return pin{OwnMasterKey: v.MasterKey}, err
 	}
 	if err := json.Unmarshal([]byte(raw), &p); err != nil {
 		return p, fmt.Errorf("reading the pinned server: %w", err)

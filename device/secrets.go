@@ -164,6 +164,12 @@ func (a *Account) keepSecret(ctx context.Context, name, secret string) error {
 	return a.store.putSealed(ctx, "cross_signing/"+name, key.Seed())
 }
 
+// derives reports whether a cross-signing private key is the public key's.
+func derives(seed []byte, publicKey string) bool {
+	key, err := olm.NewPKSigningFromSeed(seed)
+	return err == nil && key.PublicKey().String() == publicKey
+}
+
 // crossSigningSeed is the private key for one of the identity's public keys: the one that another device gave, or that
 // secret storage has and the kept 4S key opens. It is nil where neither has one that fits the identity.
 func (a *Account) crossSigningSeed(ctx context.Context, name string, identity crosssigning.Identity) ([]byte, error) {
@@ -171,12 +177,8 @@ func (a *Account) crossSigningSeed(ctx context.Context, name string, identity cr
 	if want == "" {
 		return nil, nil
 	}
-	fits := func(seed []byte) bool {
-		key, err := olm.NewPKSigningFromSeed(seed)
-		return err == nil && key.PublicKey().String() == want
-	}
 	seed, err := a.store.sealedValue(ctx, "cross_signing/"+name)
-	if err != nil || seed != nil && fits(seed) {
+	if err != nil || seed != nil && derives(seed, want) {
 		return seed, err
 	}
 	raw, err := a.store.sealedValue(ctx, "4s")
@@ -196,7 +198,7 @@ func (a *Account) crossSigningSeed(ctx context.Context, name string, identity cr
 		return nil, nil
 	case errors.As(err, &unreachable):
 		return nil, err
-	case err != nil || !fits(seed):
+	case err != nil || !derives(seed, want):
 		// There is an entry, and it is not this identity's: nobody is helped by it.
 		return nil, nil
 	}

@@ -56,6 +56,8 @@ func newCommand() *cobra.Command {
 		}},
 		enrollCommand(load),
 		loginCommand(load),
+		verifyCommand(load),
+		adoptCommand(load),
 		pendingCommand(load),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
