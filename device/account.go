@@ -55,6 +55,8 @@ type Account struct {
 	run protocol.StoreMark
 	// spoken is set once the first status of this run is queued.
 	spoken atomic.Bool
+	// resumed is set by the work loop once it has looked for a recovery key that is half replaced.
+	resumed bool
 }
 
 // Open opens the account's store and logs in, with the token that was kept or as the config says.

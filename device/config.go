@@ -42,6 +42,7 @@ type AccountConfig struct {
 	Push         Push         `yaml:"push"`
 	Answer       Answer       `yaml:"answer,omitempty"`
 	Receive      Receive      `yaml:"receive,omitempty"`
+	Escrow       Escrow       `yaml:"escrow,omitempty"`
 }
 
 // Login is how the device gets its access token; exactly one way is set.
@@ -128,7 +129,7 @@ func LoadAccount(path string) (AccountConfig, error) {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	file.Resolve(&config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
-		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.KMS.Dir, &config.KMS.CAFile)
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.Escrow.File, &config.KMS.Dir, &config.KMS.CAFile)
 	return config, file.At(config.validate())
 }
 
@@ -155,6 +156,8 @@ func (c AccountConfig) validate() error {
 		return errors.New("kms: name and path are needed; name is the one the server's mapping gives the KMS")
 	case c.Verification.BootstrapTo != "" && c.Verification.BootstrapToKMS != "":
 		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
+	case c.Escrow.File != "" && c.Escrow.KMS != "":
+		return errors.New("escrow: set one of file and kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
 	case len(c.Push.Forms) == 0:

@@ -198,6 +198,11 @@ func Describe(ctx context.Context, path string) (map[string]any, error) {
 	} else if reason != "" {
 		description["ended"] = reason + ": " + explainEnd(reason)
 	}
+	if text, err := store.get(ctx, "recovery_key"); err != nil {
+		return nil, err
+	} else if text != "" {
+		description["recovery_key_replaced"] = json.RawMessage(text)
+	}
 	pending, err := store.pending(ctx)
 	if err != nil {
 		return nil, err

@@ -32,6 +32,7 @@ var crossSigningNames = []string{protocol.SecretMaster, protocol.SecretSelfSigni
 
 // secretsOnce is the part of the work loop that is about secrets of other devices and for them.
 func (a *Account) secretsOnce(ctx context.Context) {
+	a.warn(ctx, a.resumeReplacing(ctx), "The new recovery key could not be looked after yet")
 	var received, asked, asking, acts bool
 	// One look for all of them: most of the time there is nothing, in a thousand accounts.
 	err := a.store.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM received WHERE state = 'new'), EXISTS (SELECT 1 FROM asked WHERE state = 'open'),

@@ -59,6 +59,8 @@ func newCommand() *cobra.Command {
 		verifyCommand(load),
 		adoptCommand(load),
 		pendingCommand(load),
+		provideCommand(load),
+		recoveryCommand(load),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
 			if err != nil {
