@@ -35,9 +35,9 @@ type noCrypto struct{ mautrix.CryptoHelper }
 func (c *Client) verifies(ctx context.Context) error {
 	c.SAS = &SAS{ready: map[id.VerificationTransactionID]bool{}, shown: map[id.VerificationTransactionID]Shown{},
 		done: map[id.VerificationTransactionID]bool{}, cancelled: map[id.VerificationTransactionID]event.VerificationCancelCode{}}
-	c.Client.Crypto = noCrypto{}
+	c.Crypto = noCrypto{}
 	c.SAS.VerificationHelper = verificationhelper.NewVerificationHelper(c.Client, c.Machine, nil, c.SAS, false, false, true)
-	c.Client.Crypto = nil
+	c.Crypto = nil
 	return c.SAS.Init(ctx)
 }
 
