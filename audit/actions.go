@@ -70,4 +70,13 @@ const (
 	DetailRedacted        Action = "audit.redacted"
 	LogRead               Action = "audit.read"
 	LogExported           Action = "audit.exported"
+	SecretRequestAnswered Action = "secret_request.answered"
+	SecretRequestRefused  Action = "secret_request.refused"
+	SecretKept            Action = "secret.kept"
+	SecretAccepted        Action = "secret.accepted"
+	SecretRejected        Action = "secret.rejected"
+	RecoveryKeyProvided   Action = "recovery_key.provided"
+	RecoveryKeyReplaced   Action = "recovery_key.replaced"
+	DeviceVerified        Action = "device.verified"
+	AccountEnded          Action = "account.ended"
 )

@@ -48,13 +48,13 @@ const (
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
 	uuid.UUID | id.UserID | id.DeviceID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
-		KMSVersion | SinkName | LogName | HostName | SoftwareVersion | Filter
+		KMSVersion | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
 // `unrecognized`: a device of another version may use others, and what a device writes is not ours.
 type Vocabulary interface {
-	Refusal | Problem | Message | Command | Format | Ignored | Handshake | Outcome | protocol.Refusal | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
+	Refusal | Problem | Message | Command | Format | Ignored | Handshake | Secret | ActReason | Outcome | protocol.Refusal | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
 		protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold | rotation.Reason | msc4385.Form
 }
 
@@ -96,6 +96,8 @@ func identifierText(value any) string {
 	case KMSPath:
 		return shown(string(v), 512)
 	case KMSVersion:
+		return shown(string(v), 128)
+	case StorageKeyID:
 		return shown(string(v), 128)
 	case SinkName:
 		return shown(string(v), 128)

@@ -161,6 +161,7 @@ var conversions = []string{
 	"relay: audit.PublicKey(status.PublicKey)",
 	"relay: audit.SoftwareVersion(status.SoftwareVersion)",
 	"relay: audit.SourceName(a.Source)",
+	"relay: audit.StorageKeyID(act.KeyID)",
 }
 
 func TestWhereForeignTextBecomesAnIdentifierIsKnown(t *testing.T) {

@@ -47,6 +47,9 @@ var (
 		of("targets_verified", aNumber, "how many other devices of the user are cross-signed"),
 		of("targets_unverified", aNumber, "how many are not"),
 		of("software_version", anIdentifier, "the version of keyherald-device")}
+	actFields = []field{report, of("at", aTime, "when it was, by the device's clock"), word("secret", "which secret", SecretMegolmBackup, SecretMaster, SecretSelfSigning, SecretUserSigning, SecretOther),
+		word("reason", "why it was refused or ended", ActTooManyRequests, ActDeviceUnknown, ActDehydrated, ActNotCrossSigned, ActExcluded, ActNotAllowed, ActNotHeld, ActNoKeyBackup, ActUserDeactivated, ActLoginRefused),
+		of("key_id", anIdentifier, "the id of a replaced recovery key's successor in secret storage")}
 	since      = of("since", aTime, "from when on")
 	until      = of("until", aTime, "before when")
 	outForm    = word("format", "in which form", FormatJSONLines, FormatCSV, FormatOCSF, FormatBundle, FormatReport)
@@ -168,6 +171,26 @@ var vocabulary = []entry{
 	{DriftReported, "A managed device said that the world is not as Keyherald left it. It is told like a status.",
 		[]Role{Managed}, []kindOfSubject{aUser}, ofNone, []Outcome{Reported}, append([]field{drift}, statusFields...)},
 
+	// What managed devices do with their users' secrets, beside rotations. Each says when it was in `at`.
+	{SecretRequestAnswered, "A managed device gave another cross-signed device of its user the secret that it asked for.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{SecretRequestRefused, "A managed device did not answer a request for a secret.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{SecretKept, "A managed device kept a secret that it had asked for, or that somebody accepted.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{SecretAccepted, "Somebody accepted a secret that waited for his word at the managed device.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{SecretRejected, "Somebody rejected a secret that waited for his word at the managed device.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{RecoveryKeyProvided, "A managed device was given its user's present recovery key.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{RecoveryKeyReplaced, "A managed device replaced its user's recovery key.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{DeviceVerified, "Another device of the user verified the managed one by emoji.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	{AccountEnded, "A managed device's login is refused for good, so it does nothing any more.",
+		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+
 	// Messages to and from the bot.
 	{MessageDropped, "Messages to the bot were dropped unread; they are counted by the minute.",
 		[]Role{Relay}, []kindOfSubject{theMessages}, ofNone, []Outcome{Refused},
@@ -176,8 +199,8 @@ var vocabulary = []entry{
 		[]Role{Sender}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedUndecryptable), envelope}},
 	{MessageUnusable, "A message to the bot was decrypted and cannot be acted on.",
 		[]Role{Sender, Managed}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused},
-		[]field{because(RefusedNotEnrolled, RefusedMalformedEnrollment, RefusedMalformedProgress, RefusedMalformedStatus, RefusedUnknownType, RefusedUnknownRotation),
-			envelope, of("rotation", anIdentifier, "the rotation that it names, which is none of this user's")}},
+		[]field{because(RefusedNotEnrolled, RefusedMalformedEnrollment, RefusedMalformedProgress, RefusedMalformedStatus, RefusedUnknownType, RefusedUnknownActs, RefusedUnknownRotation),
+			envelope, report, count, of("rotation", anIdentifier, "the rotation that it names, which is none of this user's")}},
 	{MessageRefused, "The homeserver refused a message of the bot's, other than a trigger, for good.",
 		[]Role{Relay}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedByHomeserver),
 			word("message", "what it was about", MessageEnrollmentAnswer, MessageRevoked, MessageCancel, MessageGreeting, MessageStoreWentBack, MessageNewSession, MessageRepeat)}},

@@ -48,6 +48,7 @@ const (
 	RefusedMalformedProgress   Refusal = "malformed_progress"
 	RefusedMalformedStatus     Refusal = "malformed_status"
 	RefusedUnknownType         Refusal = "unknown_type"
+	RefusedUnknownActs         Refusal = "unknown_acts"
 	RefusedUnknownRotation     Refusal = "unknown_rotation"
 	RefusedWrongTries          Refusal = "wrong_tries"
 	RefusedStoreBranched       Refusal = "marks_of_two_branches"
@@ -160,6 +161,35 @@ const (
 	FormatReport    Format = "report"
 )
 
+// Secret is which of a user's secrets a device dealt with (client-server API, "Secrets"): its name, never what it is.
+type Secret string
+
+// The secrets that have a word.
+const (
+	SecretMegolmBackup Secret = "m.megolm_backup.v1"
+	SecretMaster       Secret = "m.cross_signing.master"
+	SecretSelfSigning  Secret = "m.cross_signing.self_signing"
+	SecretUserSigning  Secret = "m.cross_signing.user_signing"
+	SecretOther        Secret = "other"
+)
+
+// ActReason is why a device refused something to its user's other devices, or why its account ended.
+type ActReason string
+
+// The reasons that devices give.
+const (
+	ActTooManyRequests ActReason = "too_many_requests"
+	ActDeviceUnknown   ActReason = "device_unknown"
+	ActDehydrated      ActReason = "dehydrated_device"
+	ActNotCrossSigned  ActReason = "device_not_cross_signed"
+	ActExcluded        ActReason = "device_excluded"
+	ActNotAllowed      ActReason = "secret_not_allowed"
+	ActNotHeld         ActReason = "secret_not_held"
+	ActNoKeyBackup     ActReason = "no_key_backup"
+	ActUserDeactivated ActReason = "user_deactivated"
+	ActLoginRefused    ActReason = "login_refused"
+)
+
 func vocabularyOf[T Vocabulary]() string { return reflect.TypeFor[T]().String() }
 
 // The words of other rooms that may stand in the log.
@@ -173,7 +203,7 @@ var (
 		protocol.RejectedSequence, protocol.RejectedExpired, protocol.RejectedNotYetIssued, protocol.RejectedNotPushed, protocol.RejectedAction, protocol.RejectedMalformed,
 		protocol.StoreWentBackwards, protocol.AttentionOldKeyMissing, protocol.AttentionRecoveryCopyNotWritable, protocol.AttentionKeyNotUsable,
 		protocol.AttentionKeyMismatch, protocol.AttentionKMSForbidden, protocol.AttentionBackupChanged, protocol.AttentionNotCrossSigned,
-		protocol.AttentionCarryOverIncomplete, protocol.AttentionTriggerRefused, protocol.FaultKMSUnavailable, protocol.FaultHomeserverUnavailable,
+		protocol.AttentionCarryOverIncomplete, protocol.AttentionTriggerRefused, protocol.RejectedUserOptedOut, protocol.FaultKMSUnavailable, protocol.FaultHomeserverUnavailable,
 		protocol.FaultInternal}
 	outcomes = []protocol.Outcome{protocol.OutcomeSent, protocol.OutcomeSkippedUnverified, protocol.OutcomeSkippedExcluded, protocol.OutcomeSkippedDehydrated,
 		protocol.OutcomeNoOneTimeKey, protocol.OutcomeFailed, protocol.OutcomeSuperseded, protocol.OutcomeAdopted}

@@ -33,6 +33,8 @@ type Identity struct {
 	UserID         id.UserID
 	MasterKey      id.Ed25519
 	SelfSigningKey id.Ed25519
+	// UserSigningKey is presented to the user himself alone; empty where it is missing, or not signed by the master key.
+	UserSigningKey id.Ed25519
 	Devices        map[id.DeviceID]Device
 	// Keys are the device keys as the homeserver answered them, for signing one's own.
 	Keys map[id.DeviceID]mautrix.DeviceKeys
@@ -45,6 +47,7 @@ func Read(resp *mautrix.RespQueryKeys, user id.UserID) Identity {
 	master, self, err := chain(resp, user)
 	if err == nil {
 		identity.MasterKey, identity.SelfSigningKey = master, self
+		identity.UserSigningKey = userSigning(resp, user, master)
 	}
 	for deviceID, keys := range resp.DeviceKeys[user] {
 		device, ok := readDevice(keys, user, deviceID)
@@ -81,6 +84,21 @@ func chain(resp *mautrix.RespQueryKeys, user id.UserID) (master, self id.Ed25519
 		return "", "", fmt.Errorf("%w: the self-signing key is not signed by the master key", ErrNoIdentity)
 	}
 	return master, self, nil
+}
+
+func userSigning(resp *mautrix.RespQueryKeys, user id.UserID, master id.Ed25519) id.Ed25519 {
+	keys, ok := resp.UserSigningKeys[user]
+	if !ok {
+		return ""
+	}
+	key, err := onlyKey(keys, user, id.XSUsageUserSigning)
+	if err != nil {
+		return ""
+	}
+	if ok, err := signatures.VerifySignatureJSON(keys, user, master.String(), master); err != nil || !ok {
+		return ""
+	}
+	return key
 }
 
 // onlyKey insists on exactly one key, of the right user and usage: with two, "the" key would depend on map order.

@@ -5,15 +5,11 @@
 package device
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,8 +30,10 @@ var SoftwareVersion = "dev"
 // Options are what New needs beside the account's file. OpenSQLite opens the store's pool by its data source name;
 // nil means with the driver "sqlite" as it is.
 type Options struct {
-	StorePath      string
-	OpenSQLite     func(dataSource string) (*sql.DB, error)
+	StorePath  string
+	OpenSQLite func(dataSource string) (*sql.DB, error)
+	// Authorize shows a person where to authorize the device; nil where nobody is there.
+	Authorize      func(Authorization)
 	PickleKey      []byte
 	StatusInterval time.Duration
 	// Pace is shared by the accounts of a process; nil holds nothing back.
@@ -62,6 +60,8 @@ type Account struct {
 	run protocol.StoreMark
 	// spoken is set once the first status of this run is queued.
 	spoken atomic.Bool
+	// resumed is set by the work loop once it has looked for a recovery key that is half replaced.
+	resumed bool
 }
 
 // Open opens the account's store and logs in, with the token that was kept or as the config says.
@@ -88,7 +88,7 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 	if err := a.beginRun(ctx); err != nil {
 		return nil, errors.Join(err, store.close())
 	}
-	if err := a.login(ctx, false); err != nil {
+	if err := a.login(ctx); err != nil {
 		return nil, errors.Join(err, store.close())
 	}
 	if err := a.connect(); err != nil {
@@ -109,114 +109,6 @@ func (a *Account) connect() error {
 	return nil
 }
 
-type credentials struct {
-	AccessToken string      `json:"access_token"`
-	DeviceID    id.DeviceID `json:"device_id"`
-}
-
-// login sets the client, with the kept token unless fresh; a new login keeps the device id, since the store's keys
-// belong to it.
-func (a *Account) login(ctx context.Context, fresh bool) error {
-	var kept credentials
-	raw, err := a.store.sealedValue(ctx, "credentials")
-	if err != nil {
-		return err
-	}
-	if raw != nil {
-		if err := json.Unmarshal(raw, &kept); err != nil {
-			return fmt.Errorf("reading the kept credentials: %w", err)
-		}
-	}
-	if kept.AccessToken == "" || fresh {
-		got, err := a.obtain(ctx, kept.DeviceID)
-		if err != nil {
-			return err
-		}
-		if kept.DeviceID != "" && got.DeviceID != kept.DeviceID {
-			return fmt.Errorf("the login gave device %s, and the store belongs to device %s: make the login keep the device id", got.DeviceID, kept.DeviceID)
-		}
-		kept = got
-		encoded, err := json.Marshal(kept)
-		if err != nil {
-			return fmt.Errorf("keeping the credentials: %w", err)
-		}
-		if err := a.store.putSealed(ctx, "credentials", encoded); err != nil {
-			return err
-		}
-	}
-	client, err := mautrix.NewClient(a.config.Homeserver, a.config.UserID, kept.AccessToken)
-	if err != nil {
-		return fmt.Errorf("making the Matrix client: %w", err)
-	}
-	client.DeviceID, client.DefaultHTTPRetries = kept.DeviceID, 0
-	a.client = client
-	return nil
-}
-
-func (a *Account) obtain(ctx context.Context, device id.DeviceID) (credentials, error) {
-	login := a.config.Login
-	switch {
-	case login.AccessTokenFile != "":
-		token, err := readSecret(login.AccessTokenFile)
-		return credentials{token, login.DeviceID}, err
-	case len(login.Command) > 0:
-		return runLoginCommand(ctx, login.Command)
-	}
-	request := &mautrix.ReqLogin{DeviceID: device, InitialDeviceDisplayName: a.config.DeviceName}
-	if request.InitialDeviceDisplayName == "" {
-		request.InitialDeviceDisplayName = "Keyherald managed device"
-	}
-	var err error
-	if login.PasswordFile != "" {
-		request.Type = mautrix.AuthTypePassword
-		request.Identifier = mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: a.config.UserID.String()}
-		request.Password, err = readSecret(login.PasswordFile)
-	} else {
-		request.Type = mautrix.AuthTypeToken
-		request.Token, err = readSecret(login.TokenFile)
-	}
-	if err != nil {
-		return credentials{}, err
-	}
-	client, err := mautrix.NewClient(a.config.Homeserver, "", "")
-	if err != nil {
-		return credentials{}, fmt.Errorf("making the Matrix client: %w", err)
-	}
-	answer, err := client.Login(ctx, request)
-	if err != nil {
-		return credentials{}, fmt.Errorf("logging in as %s: %w", a.config.UserID, err)
-	}
-	if answer.UserID != a.config.UserID {
-		return credentials{}, fmt.Errorf("the login is %s's and not %s's", answer.UserID, a.config.UserID)
-	}
-	return credentials{answer.AccessToken, answer.DeviceID}, nil
-}
-
-func runLoginCommand(ctx context.Context, command []string) (credentials, error) {
-	var got credentials
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return got, fmt.Errorf("running login.command: %w", err)
-	}
-	if err := json.Unmarshal(out.Bytes(), &got); err != nil || got.AccessToken == "" {
-		return got, errors.New(`login.command printed no {"access_token": …, "device_id": …}`)
-	}
-	if got.DeviceID == "" {
-		return got, errors.New("login.command printed a token without a device_id: a token without a device cannot encrypt, so it must create one")
-	}
-	return got, nil
-}
-
-func readSecret(path string) (string, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading a secret's file: %w", err)
-	}
-	return strings.TrimSpace(string(raw)), nil
-}
-
 // pin is the server this device obeys, as its enrollment code said.
 type pin struct {
 	BotUserID    id.UserID  `json:"bot_user_id"`
@@ -228,8 +120,13 @@ type pin struct {
 func (a *Account) pin(ctx context.Context) (pin, error) {
 	var p pin
 	raw, err := a.store.get(ctx, "pin")
-	if err != nil || raw == "" {
+	if err != nil {
 		return p, err
+	}
+	if raw == "" {
+		// Before the enrollment, what was verified by emoji is all that is known of the user.
+		v, err := a.verified(ctx)
+		return pin{OwnMasterKey: v.MasterKey}, err
 	}
 	if err := json.Unmarshal([]byte(raw), &p); err != nil {
 		return p, fmt.Errorf("reading the pinned server: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/keyherald/keyherald/kms/setecsecret"
 	"github.com/keyherald/keyherald/kms/vaultsecret"
 	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/protocol"
 )
 
 // Config is device.yaml: what all accounts of this process share.
@@ -47,6 +49,9 @@ type AccountConfig struct {
 	Push         Push         `yaml:"push"`
 	OldBackup    OldBackups   `yaml:"old_backup"`
 	OnDrift      OnDrift      `yaml:"on_drift"`
+	Answer       Answer       `yaml:"answer,omitempty"`
+	Receive      Receive      `yaml:"receive,omitempty"`
+	Escrow       Escrow       `yaml:"escrow,omitempty"`
 }
 
 // OldBackups is what becomes of key-backup versions that were replaced.
@@ -64,6 +69,7 @@ type Login struct {
 	AccessTokenFile string      `yaml:"access_token_file"`
 	DeviceID        id.DeviceID `yaml:"device_id"`
 	Command         []string    `yaml:"command"`
+	OAuth           *OAuth      `yaml:"oauth,omitempty"`
 }
 
 // Verification is how the device becomes cross-signed: the user's recovery key, from a file or an environment
@@ -88,6 +94,19 @@ type Push struct {
 	WaitForCarry time.Duration  `yaml:"wait_for_carry"`
 	// RepeatAfter is when the key is pushed to every target once more; 0 is never.
 	RepeatAfter time.Duration `yaml:"repeat_after"`
+}
+
+// Answer says which of the user's secrets his other cross-signed devices are given when they ask, and how many requests of
+// one device are looked at in an hour.
+type Answer struct {
+	Names   []string `yaml:"names,omitempty"`
+	PerHour int      `yaml:"per_hour,omitempty"`
+}
+
+// Receive says what is done with a secret that comes unasked from a cross-signed device of the user, by the secret's
+// name: always, ask or never.
+type Receive struct {
+	Accept map[string]string `yaml:"accept,omitempty"`
 }
 
 // LoadConfig reads device.yaml strictly; relative paths are relative to the file.
@@ -121,13 +140,14 @@ func (c Config) validate() error {
 // LoadAccount reads one account file strictly.
 func LoadAccount(path string) (AccountConfig, error) {
 	config := AccountConfig{Recovery: "require", Push: Push{Forms: []msc4385.Form{msc4385.FormSend, msc4385.FormPush}, WaitForCarry: 30 * time.Second, RepeatAfter: 10 * time.Minute},
-		OldBackup: OldBackups{Grace: 30 * 24 * time.Hour}, OnDrift: DriftReport}
+		OldBackup: OldBackups{Grace: 30 * 24 * time.Hour}, OnDrift: DriftReport,
+		Answer: Answer{Names: []string{protocol.SecretMegolmBackup}, PerHour: 20}}
 	file, err := strictyaml.Read(path, &config)
 	if err != nil {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	file.Resolve(&config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
-		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo)
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.Escrow.File)
 	file.Resolve(config.KMS.Files()...)
 	return config, file.At(config.validate())
 }
@@ -137,7 +157,7 @@ func (c AccountConfig) validate() error {
 		return fmt.Errorf("user_id is %q: write @name:server", c.UserID)
 	}
 	ways := 0
-	for _, set := range []bool{c.Login.PasswordFile != "", c.Login.TokenFile != "", c.Login.AccessTokenFile != "", len(c.Login.Command) > 0} {
+	for _, set := range []bool{c.Login.PasswordFile != "", c.Login.TokenFile != "", c.Login.AccessTokenFile != "", len(c.Login.Command) > 0, c.Login.OAuth != nil} {
 		if set {
 			ways++
 		}
@@ -146,13 +166,17 @@ func (c AccountConfig) validate() error {
 	case !strings.HasPrefix(c.Homeserver, "http://") && !strings.HasPrefix(c.Homeserver, "https://"):
 		return errors.New("homeserver: write the client-server API's address, such as https://matrix.example.org")
 	case ways != 1:
-		return errors.New("login: set exactly one of password_file, token_file, access_token_file, command")
+		return errors.New("login: set exactly one of password_file, token_file, access_token_file, command, oauth")
+	case c.Login.OAuth != nil && c.Login.OAuth.ClientID == "" && (c.Login.OAuth.ClientName == "" || c.Login.OAuth.ClientURI == ""):
+		return errors.New("login.oauth: client_name and client_uri are needed to register with the authorization server, or the client_id of a client that is registered")
 	case c.Login.AccessTokenFile != "" && c.Login.DeviceID == "":
 		return errors.New("login.device_id is missing: an access token belongs to a device, and without its id nothing can be encrypted for it")
 	case c.KMS.Name == "" || c.KMS.Path == "":
 		return errors.New("kms: name and path are needed; name is the one the server's mapping gives the KMS")
 	case c.Verification.BootstrapTo != "" && c.Verification.BootstrapToKMS != "":
 		return errors.New("verification: set one of bootstrap_recovery_key_to and bootstrap_recovery_key_to_kms")
+	case c.Escrow.File != "" && c.Escrow.KMS != "":
+		return errors.New("escrow: set one of file and kms")
 	case c.Recovery != "require" && c.Recovery != "allow_stale":
 		return fmt.Errorf("recovery is %q: write require or allow_stale", c.Recovery)
 	case c.OnDrift != DriftReport && c.OnDrift != DriftAdopt && c.OnDrift != DriftReclaim:
@@ -172,12 +196,35 @@ func (c AccountConfig) validate() error {
 	if err := c.KMS.Validate(); err != nil {
 		return fmt.Errorf("kms.%w", err)
 	}
+	if err := c.validateSecrets(); err != nil {
+		return err
+	}
 	for _, path := range []struct{ key, path string }{{"kms.path", c.KMS.Path}, {"verification.bootstrap_recovery_key_to_kms", c.Verification.BootstrapToKMS}} {
 		if path.path == "" {
 			continue
 		}
 		if err := kms.CheckPath(path.path); err != nil {
 			return fmt.Errorf("%s: %w", path.key, err)
+		}
+	}
+	return nil
+}
+
+func (c AccountConfig) validateSecrets() error {
+	for i, name := range c.Answer.Names {
+		if !slices.Contains(secretNames, name) {
+			return fmt.Errorf("answer.names[%d] is %q: write one of %s", i, name, strings.Join(secretNames, ", "))
+		}
+	}
+	if c.Answer.PerHour < 1 {
+		return errors.New("answer.per_hour is below 1: write how many requests of one device are looked at in an hour, or answer.names: [] to answer none")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Receive.Accept)) {
+		if !slices.Contains(secretNames, name) {
+			return fmt.Errorf("receive.accept has %q: write one of %s", name, strings.Join(secretNames, ", "))
+		}
+		if judgement := c.Receive.Accept[name]; !slices.Contains([]string{acceptAlways, acceptAsk, acceptNever}, judgement) {
+			return fmt.Errorf("receive.accept: %s is %q: write always, ask or never", name, judgement)
 		}
 	}
 	return nil

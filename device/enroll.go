@@ -135,6 +135,9 @@ func (a *Account) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 	if err != nil {
 		return todevice.Admission{}, err
 	}
+	if envelope.Type == event.ToDeviceSecretRequest.Type && envelope.Sender == a.config.UserID && p.Accepted {
+		return todevice.Admission{Identity: true}, nil
+	}
 	if envelope.Type != event.ToDeviceEncrypted.Type {
 		return todevice.Admission{Drop: "not encrypted"}, nil
 	}

@@ -23,6 +23,8 @@ type Fleet struct {
 	pace      *Pace
 	carrying  func(user id.UserID, done, total int)
 	log       zerolog.Logger
+	// Authorize is Options.Authorize of the accounts; nil, as in a fleet that runs by itself, means that nobody is there.
+	Authorize func(Authorization)
 }
 
 // NewFleet reads or makes the pickle key. carrying, which may be nil, is told how far each carry-over is.
@@ -31,7 +33,7 @@ func NewFleet(config Config, carrying func(user id.UserID, done, total int), log
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{config, key, NewPace(config.CarryRequests), carrying, log}, nil
+	return &Fleet{config: config, pickleKey: key, pace: NewPace(config.CarryRequests), carrying: carrying, log: log}, nil
 }
 
 // Files names the account files, by account name.
@@ -54,7 +56,7 @@ func (f *Fleet) Open(ctx context.Context, name string) (*Account, error) {
 		return nil, err
 	}
 	return Open(ctx, config, Options{StorePath: filepath.Join(f.config.State, name+".db"), PickleKey: f.pickleKey,
-		StatusInterval: f.config.StatusInterval, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
+		StatusInterval: f.config.StatusInterval, Authorize: f.Authorize, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
 }
 
 type running struct {
@@ -81,7 +83,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			default:
 			}
 			info, err := os.Stat(files[name])
-			if ctx.Err() != nil || err != nil || !info.ModTime().Equal(r.stamp) {
+			if ctx.Err() != nil || err != nil || !info.ModTime().Equal(r.stamp) || f.wanted(name) {
 				r.cancel()
 				<-r.done
 				delete(accounts, name)
@@ -114,12 +116,15 @@ func (f *Fleet) Run(ctx context.Context) error {
 // process, is let go and looked at again in a while.
 func (f *Fleet) runAccount(ctx context.Context, name string) {
 	log := f.log.With().Str("account", name).Logger()
-	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil {
+	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil || f.wanted(name) {
 		loop.Pause(ctx, 2*time.Second)
 		return
 	}
 	account, err := f.Open(ctx, name)
 	if err != nil {
+		if f.rest(ctx, log, err) {
+			return
+		}
 		if !errors.Is(err, errInUse) {
 			log.Error().Err(err).Msg("The account could not be opened")
 		}
@@ -144,9 +149,25 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 	}
 	log.Info().Msg("The managed device is running")
 	if err := account.Run(ctx); err != nil && ctx.Err() == nil {
+		_ = account.Close()
+		if f.rest(ctx, log, err) {
+			return
+		}
 		log.Error().Err(err).Msg("The account stopped and will start again")
 		loop.Pause(ctx, 2*time.Second)
 	}
+}
+
+// rest keeps an account that ended down until its file is saved anew or somebody uses it, and reports whether it has
+// ended: the reason is said once, and a login that is refused for good is not tried over and over.
+func (f *Fleet) rest(ctx context.Context, log zerolog.Logger, err error) bool {
+	var e *ended
+	if !errors.As(err, &e) {
+		return false
+	}
+	log.Error().Err(e.cause).Str("reason", e.reason).Msg("The account ends: " + explainEnd(e.reason))
+	<-ctx.Done()
+	return true
 }
 
 // Describe is an account's state for `keyherald-device status`: read from its store without a network, also while a
@@ -175,6 +196,21 @@ func Describe(ctx context.Context, path string) (map[string]any, error) {
 	} else if still {
 		description["stopped"] = wayOut
 	}
+	if reason, err := store.get(ctx, "ended"); err != nil {
+		return nil, err
+	} else if reason != "" {
+		description["ended"] = reason + ": " + explainEnd(reason)
+	}
+	if text, err := store.get(ctx, "recovery_key"); err != nil {
+		return nil, err
+	} else if text != "" {
+		description["recovery_key_replaced"] = json.RawMessage(text)
+	}
+	pending, err := store.pending(ctx)
+	if err != nil {
+		return nil, err
+	}
+	description["pending_secrets"] = len(pending)
 	jobs, err := store.jobs(ctx, false)
 	if err != nil {
 		return nil, err

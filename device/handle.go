@@ -15,9 +15,6 @@ import (
 	"github.com/keyherald/keyherald/todevice"
 )
 
-// accepts is what is taken unsolicited from the user's own cross-signed devices.
-var accepts = map[string]msc4385.Verdict{protocol.SecretMegolmBackup: msc4385.Accept}
-
 // Handle acts on one message, in the transaction of its decryption.
 func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
 	if err := a.noteBegun(ctx, message); err != nil {
@@ -32,6 +29,8 @@ func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
 		return a.revoked(ctx, message)
 	case string(msc4385.FormSend), string(msc4385.FormPush):
 		return a.receive(ctx, message)
+	case event.ToDeviceSecretRequest.Type:
+		return a.requested(ctx, message)
 	case event.ToDeviceDummy.Type:
 		return a.greeting(ctx, message)
 	}
@@ -224,36 +223,6 @@ func (a *Account) revoked(ctx context.Context, message *todevice.Message) error 
 		return err
 	}
 	return a.endAll(ctx, "revoked")
-}
-
-// receive keeps a pushed secret sealed until it can be compared with the current version, which takes HTTP and so
-// happens outside of this transaction. A response to a request is none of ours: this device asks for nothing yet.
-func (a *Account) receive(ctx context.Context, message *todevice.Message) error {
-	push, err := msc4385.Parse(message.Type, message.Content)
-	if err != nil {
-		return fmt.Errorf("%w: %w", todevice.ErrUnusable, err)
-	}
-	if push.Kind == msc4385.Response {
-		return nil
-	}
-	p, err := a.pin(ctx)
-	if err != nil {
-		return err
-	}
-	sender, known := message.SenderDevice()
-	trusted := known && sender.CrossSigned && p.OwnMasterKey != "" && message.Identity.PinnedTo(p.OwnMasterKey)
-	verdict, reason := msc4385.Decide(a.config.UserID.String(), msc4385.Sender{
-		UserID: message.Sender.String(), CrossSigned: trusted, ThisDevice: sender.DeviceID == a.client.DeviceID,
-	}, push.Name, accepts)
-	if verdict != msc4385.Accept {
-		return fmt.Errorf("%w: %s", todevice.ErrUnusable, reason)
-	}
-	box := a.store.seal.Seal(nil, nil, []byte(push.Secret.Reveal()), []byte("received"))
-	_, err = a.store.db.Exec(ctx, `INSERT INTO received (name, sender, value) VALUES ($1, $2, $3)`, push.Name, sender.DeviceID, box)
-	if err != nil {
-		return fmt.Errorf("keeping a received secret: %w", err)
-	}
-	return nil
 }
 
 // wake starts the work loop, which looks at the journal: call it after a commit.

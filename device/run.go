@@ -3,14 +3,10 @@ package device
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	"maunium.net/go/mautrix"
-
-	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/protocol"
 )
@@ -80,9 +76,9 @@ func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFun
 			failures = 0
 			continue
 		}
-		if errors.Is(err, mautrix.MUnknownToken) {
+		if loggedOut(err) {
 			// The new token goes into a new client: Run ends, and the fleet opens the account again.
-			cancel(errors.Join(errLoggedOut, a.login(ctx, true)))
+			cancel(errors.Join(errLoggedOut, a.relogin(ctx)))
 			return
 		}
 		failures++
@@ -93,7 +89,7 @@ func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFun
 
 var errLoggedOut = errors.New("the access token is not valid any more")
 
-// workOnce adopts what was received and goes on with the open rotations. What fails is tried again with growing
+// workOnce looks at other devices' secrets and requests, and goes on with the open rotations. What fails is tried again with growing
 // delay; what needs somebody's attention is reported once and looked at again all the same, since it may be mended.
 func (a *Account) workOnce(ctx context.Context) {
 	a.warn(ctx, a.confess(ctx), "The server could not be told that the store went back")
@@ -108,7 +104,7 @@ func (a *Account) workOnce(ctx context.Context) {
 			return
 		}
 	}
-	a.warn(ctx, a.adopt(ctx), "A received key could not be compared with the key backup yet")
+	a.secretsOnce(ctx)
 	a.warn(ctx, a.pushAgain(ctx), "The key could not be pushed again yet")
 	jobs, err := a.store.jobs(ctx, true)
 	if err != nil {
@@ -160,51 +156,4 @@ func (a *Account) failed(ctx context.Context, j *job, cause error) error {
 func backoff(tries int) time.Duration {
 	delay := min(time.Second<<min(tries, 10), 10*time.Minute)
 	return delay/2 + rand.N(delay/2)
-}
-
-// adopt compares received keys, newest first, with the current version, keeps the one that fits and drops the rest.
-func (a *Account) adopt(ctx context.Context) error {
-	rows, err := a.store.db.Query(ctx, `SELECT id, value FROM received ORDER BY id DESC`)
-	if err != nil {
-		return fmt.Errorf("reading the received secrets: %w", err)
-	}
-	var keys []backupkey.Key
-	last := int64(0)
-	for rows.Next() {
-		var rowID int64
-		var box []byte
-		if err := rows.Scan(&rowID, &box); err != nil {
-			return errors.Join(err, rows.Close())
-		}
-		last = max(last, rowID)
-		if raw, err := a.store.seal.Open(nil, nil, box, []byte("received")); err == nil {
-			if key, err := backupkey.Parse(string(raw)); err == nil {
-				keys = append(keys, key)
-			}
-		}
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil || last == 0 {
-		return err
-	}
-	current, err := a.backup.Current(ctx)
-	if err != nil {
-		return err
-	}
-	adopted := false
-	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
-		for _, key := range keys {
-			if current != nil && current.HeldBy(key) && !adopted {
-				if err := a.store.putKey(ctx, key); err != nil {
-					return err
-				}
-				adopted = true
-			}
-		}
-		_, err := a.store.db.Exec(ctx, `DELETE FROM received WHERE id <= $1`, last)
-		return err
-	})
-	if err != nil || !adopted {
-		return err
-	}
-	return a.sendStatus(ctx)
 }

@@ -37,6 +37,9 @@ func (a *Account) sendStatus(ctx context.Context) error {
 		if status.Store, err = a.nextMark(ctx); err != nil {
 			return err
 		}
+		if status.Acts, err = a.takeActs(ctx); err != nil {
+			return err
+		}
 		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: "status/" + status.ReportID.String(), To: bot, Type: protocol.TypeStatus.Type, Content: status}, claims)
 	})
 	if err != nil {

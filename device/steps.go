@@ -49,6 +49,9 @@ func (a *Account) advance(ctx context.Context, j *job) error {
 	if !identity.PinnedTo(p.OwnMasterKey) || !identity.Devices[a.client.DeviceID].CrossSigned {
 		return stop(protocol.AttentionNotCrossSigned, errors.New("the user's identity is not the pinned one, or this device is not cross-signed by it"))
 	}
+	if refused, err := a.refuseOptedOut(ctx, j); err != nil || refused {
+		return err
+	}
 	oldKey, err := a.holdOldKey(ctx, j)
 	if err != nil {
 		return err
@@ -183,8 +186,8 @@ func (a *Account) holdOldKey(ctx context.Context, j *job) (backupkey.Key, error)
 	return key, nil
 }
 
-// findKey looks for the private key of a public key: in the own store, the KMS's versions, the recovery copy.
-func (a *Account) findKey(ctx context.Context, publicKey string) (backupkey.Key, bool, error) {
+// searchKey looks for the private key of a public key: in the own store, the KMS's versions, the recovery copy.
+func (a *Account) searchKey(ctx context.Context, publicKey string) (backupkey.Key, bool, error) {
 	if key, ok, err := a.store.key(ctx, publicKey); err != nil || ok {
 		return key, ok, err
 	}

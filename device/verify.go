@@ -34,6 +34,9 @@ func (a *Account) Verify(ctx context.Context, prompt Prompt) (id.Ed25519, error)
 	if identity.MasterKey == "" {
 		return a.bootstrap(ctx)
 	}
+	if verified, err := a.byEmoji(ctx, identity); err != nil || verified {
+		return identity.MasterKey, err
+	}
 	kept, err := a.store.sealedValue(ctx, "4s")
 	if err != nil {
 		return "", err
@@ -91,8 +94,22 @@ func (a *Account) sign(ctx context.Context, self olm.PKSigning, identity crosssi
 	if err != nil {
 		return err
 	}
-	// The same signatures may be uploaded as often as it takes: a homeserver that stumbles here would leave a person
-	// with half an enrollment.
+	if err := a.uploadSignatures(ctx, upload); err != nil {
+		return err
+	}
+	after, err := a.endpoint.RefreshOwnKeys(ctx)
+	if err != nil {
+		return err
+	}
+	if !after.Devices[a.client.DeviceID].CrossSigned {
+		return errors.New("the homeserver does not present the device as cross-signed")
+	}
+	return nil
+}
+
+// uploadSignatures tries more than once: the same signatures may be uploaded as often as it takes, and a homeserver that
+// stumbles here would leave a person with half an enrollment.
+func (a *Account) uploadSignatures(ctx context.Context, upload mautrix.ReqUploadSignatures) error {
 	answer, err := a.client.UploadSignatures(ctx, &upload)
 	for try := 1; err != nil && try < 3 && ctx.Err() == nil; try++ {
 		loop.Pause(ctx, time.Duration(try)*time.Second)
@@ -103,13 +120,6 @@ func (a *Account) sign(ctx context.Context, self olm.PKSigning, identity crosssi
 	}
 	if len(answer.Failures) > 0 {
 		return errors.New("the homeserver refused the device's signature")
-	}
-	after, err := a.endpoint.RefreshOwnKeys(ctx)
-	if err != nil {
-		return err
-	}
-	if !after.Devices[a.client.DeviceID].CrossSigned {
-		return errors.New("the homeserver does not present the device as cross-signed")
 	}
 	return nil
 }

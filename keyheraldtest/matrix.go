@@ -26,7 +26,9 @@ import (
 // Client is a stock mautrix client: its OlmMachine and its sync, with nothing of Keyherald in it.
 type Client struct {
 	*mautrix.Client
-	Machine   *crypto.OlmMachine
+	Machine *crypto.OlmMachine
+	// SAS verifies other devices of the user by emoji.
+	SAS       *SAS
 	store     *crypto.SQLCryptoStore
 	directory string
 	cancel    context.CancelFunc
@@ -78,6 +80,9 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 		case c.arrived <- struct{}{}:
 		default:
 		}
+	}
+	if err := c.verifies(ctx); err != nil {
+		return nil, err
 	}
 	syncer := client.Syncer.(*mautrix.DefaultSyncer)
 	syncer.OnEvent(client.StateStoreSyncHandler)

@@ -16,6 +16,8 @@ const (
 	RejectedAction       ErrorCode = "action_not_supported"
 	RejectedNotPushed    ErrorCode = "not_the_last_push"
 	RejectedMalformed    ErrorCode = "malformed"
+	// RejectedUserOptedOut: the user switched key backup off. It is found once the trigger was accepted.
+	RejectedUserOptedOut ErrorCode = "user_opted_out"
 	// StoreWentBackwards also ends the device's enrollment: whoever sees it first, device or server, tells the other.
 	StoreWentBackwards ErrorCode = "store_went_backwards"
 )

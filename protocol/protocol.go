@@ -376,6 +376,7 @@ type Status struct {
 	HighestSequence   int64        `json:"highest_sequence,omitempty"`
 	Drifted           *DriftReport `json:"drifted,omitempty"`
 	OldBackups        []OldBackup  `json:"old_backups,omitempty"`
+	Acts              []Act        `json:"acts,omitempty"`
 	SoftwareVersion   string       `json:"software_version,omitempty"`
 	Store             *StoreMark   `json:"store,omitempty"`
 	At                Millis       `json:"at"`
@@ -388,6 +389,13 @@ func (s Status) Validate() error {
 		return errors.New("report_id is missing")
 	case s.Store != nil && !s.Store.valid():
 		return errors.New("store is no mark")
+	case len(s.Acts) > MaxActs:
+		return errors.New("there are too many acts")
+	}
+	for _, act := range s.Acts {
+		if err := act.validate(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	if err := s.tellStatus(ctx, device, status, raw, now); err != nil {
 		return err
 	}
+	if err := s.acts(ctx, device, status, now); err != nil {
+		return err
+	}
 	if err := s.adopted(ctx, device, status, now); err != nil {
 		return err
 	}

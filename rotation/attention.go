@@ -14,8 +14,8 @@ type Attention struct {
 // attentions is the one table of causes. What a device answers to nobody (a trigger of a stranger, or one that it cannot
 // read) is not among them.
 var attentions = []Attention{
-	{protocol.AttentionOldKeyMissing, "user", "the private key of the current key backup is nowhere to be had: let the user enter his recovery key on the managed device (keyherald-device enroll, or a verified Element session online), then retry"},
-	{protocol.AttentionRecoveryCopyNotWritable, "user", "the recovery key the device holds does not open the user's secret storage: provide the present recovery key to the device, or allow a stale copy (recovery: allow_stale) in the account file"},
+	{protocol.AttentionOldKeyMissing, "user", "the private key of the current key backup is nowhere to be had, and the user's other devices have been asked for it: let him open a verified client that has it, or provide his recovery key (keyherald-device provide-recovery-key), then retry"},
+	{protocol.AttentionRecoveryCopyNotWritable, "user", "the recovery key the device holds does not open the user's secret storage: provide the present one (keyherald-device provide-recovery-key), or allow a stale copy (recovery: allow_stale) in the account file"},
 	{protocol.AttentionKeyNotUsable, "admin", "the KMS holds something that is not a 32-byte key (base64 or Matrix recovery key): put a right key there as a new version"},
 	{protocol.AttentionKeyMismatch, "admin", "the KMS's metadata names another public key than the key derives: correct the metadata or put a new version"},
 	{protocol.AttentionKMSForbidden, "operator", "the KMS refuses the device: give its credentials read access to exactly this user's path"},
@@ -30,6 +30,7 @@ var attentions = []Attention{
 	{protocol.RejectedExpired, "admin", "the trigger came after its expiry: check the clocks of server and device, then rotate again"},
 	{protocol.RejectedNotYetIssued, "operator", "the trigger comes from the future: check the clocks of server and device"},
 	{protocol.RejectedAction, "operator", "the device does not know this action: update keyherald-device"},
+	{protocol.RejectedUserOptedOut, "user", "the user switched key backup off in his client, and nothing is done against his will: if he is to have a key backup, let him switch it on there, then retry; else cancel the rotation"},
 	{protocol.StoreWentBackwards, "operator", "the managed device's store went back to an earlier state (a restored snapshot or backup, or a copy), so the device is enrolled no more: stop it, move its store (its .db file and those beside it with the same name) away, log its old device out of the user's account, and enroll it again with a new code (keyherald enroll), which logs it in as a new device; a store that was copied and not restored is a leak: rotate"},
 }
 

@@ -58,6 +58,12 @@ func newCommand() *cobra.Command {
 		enrollCommand(load),
 		holdCommand(load, "hold", "Keep an account's old key backups from being deleted", "old key backups are kept until keyherald-device release", true),
 		holdCommand(load, "release", "Let an account's old key backups be deleted when their grace is over", "old key backups are deleted when their grace is over", false),
+		loginCommand(load),
+		verifyCommand(load),
+		adoptCommand(load),
+		pendingCommand(load),
+		provideCommand(load),
+		recoveryCommand(load),
 		&cobra.Command{Use: "status", Short: "Print what each account's store says, without the network", RunE: func(cmd *cobra.Command, _ []string) error {
 			config, fleet, err := load()
 			if err != nil {
@@ -85,7 +91,7 @@ func newCommand() *cobra.Command {
 }
 
 // enrollCommand never takes a code or a recovery key as an argument, where every user of the machine could read it.
-func enrollCommand(load func() (device.Config, *device.Fleet, error)) *cobra.Command {
+func enrollCommand(load loader) *cobra.Command {
 	var name, codeFile string
 	var patience time.Duration
 	cmd := &cobra.Command{Use: "enroll", Short: "Log an account in, verify it, and enroll it with a one-time code",
@@ -95,6 +101,7 @@ func enrollCommand(load func() (device.Config, *device.Fleet, error)) *cobra.Com
 			if err != nil {
 				return err
 			}
+			fleet.Authorize = showAuthorization
 			text, err := readCode(codeFile)
 			if err != nil {
 				return err
@@ -105,11 +112,11 @@ func enrollCommand(load func() (device.Config, *device.Fleet, error)) *cobra.Com
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 			defer cancel()
-			account, err := fleet.Open(ctx, name)
+			account, giveBack, err := fleet.Borrow(ctx, name)
 			if err != nil {
 				return err
 			}
-			defer func() { _ = account.Close() }()
+			defer func() { _ = giveBack() }()
 			if _, err := account.Verify(ctx, terminalPrompt()); err != nil {
 				return err
 			}

@@ -480,7 +480,7 @@ func TestNothingIsProvedOfWhatWasChanged(t *testing.T) {
 		t.Errorf("it prints %s and ends with %v", out, err)
 	}
 	r.Append(t, 1)
-	unsealed := lines(t, r.must(t, "list", "--json", "--action", "triggers.frozen"))
+	unsealed := lines(t, r.must(t, "list", "--json", "--action", "bot.lease_taken"))
 	if _, _, err := r.run(t, "prove", unsealed[len(unsealed)-1]["id"].(string)); err == nil || !strings.Contains(err.Error(), "not sealed yet") {
 		t.Error(err)
 	}

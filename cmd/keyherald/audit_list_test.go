@@ -110,7 +110,7 @@ func TestWhatIsAskedForWronglyIsRefusedBeforeAnythingIsRead(t *testing.T) {
 		{"export", "--format", "xml", "--out", r.path("x")}, {"export", "--format", "bundle", "--out", r.path("x"), "--from", "2026-11-01"}, {"export", "--format", "csv"},
 		{"export", "--format", "csv", "--out", r.path("writer.url")}, {"export", "--format", "csv", "--out", r.path("no/such/directory/x"), "--from", "never"},
 		{"report", "--from", "2026-11-01", "--out", r.path("x")}, {"verify", "--checkpoint", r.path("writer.url")}, {"checkpoint", "--epoch", "-1"},
-		{"redact", "x", "--reason", "y"}, {"redact", uuid.NewString()}, {"redact", uuid.NewString(), "--reason", strings.Repeat("x", 501)},
+		{"redact", "x", "--reason", "y"}, {"redact", uuid.NewString()},
 	} {
 		if out, _, err := r.run(t, args...); err == nil || out != "" {
 			t.Errorf("%q prints %q and ends with %v", args, out, err)
@@ -118,6 +118,13 @@ func TestWhatIsAskedForWronglyIsRefusedBeforeAnythingIsRead(t *testing.T) {
 	}
 	if after := r.Count(t, "SELECT COUNT(*) FROM audit_event"); after != before {
 		t.Errorf("%d events were appended", after-before)
+	}
+	// What somebody asked for and was refused is told, where it was asked of the log.
+	if _, _, err := r.run(t, "redact", uuid.NewString(), "--reason", strings.Repeat("x", 501)); err == nil {
+		t.Error("a reason without end is taken")
+	}
+	if action, detail := r.told(t); action != "audit.redacted" || detail["refusal"] != "unusable_reason" {
+		t.Errorf("the log says %s of %v", action, detail)
 	}
 }
 

@@ -93,7 +93,7 @@ func TestTheReportTellsWhatIsInTheLog(t *testing.T) {
 		t.Errorf("it says %s", said)
 	}
 	page := r.read(t, "report.html")
-	for _, want := range []string{"@alice:example.org", "wrong_code", "internal audit", "the configuration does not say", "unchanged since example.org/keyherald size 9", "example.org/keyherald size 9</td>",
+	for _, want := range []string{"@alice:example.org", "code_unknown", "internal audit", "the configuration does not say", "unchanged since example.org/keyherald size 9", "example.org/keyherald size 9</td>",
 		"cannot be read back by Keyherald", "not proof of use", "triggers.frozen", "<svg"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page does not say %q", want)

@@ -29,8 +29,11 @@ type gate struct {
 
 	mu   sync.Mutex // guards the rest
 	shut bool
+	path string // what else is refused
 	hold chan struct{}
 	held chan struct{}
+	// paths are of every request that came.
+	paths []string
 }
 
 func newGate(t *testing.T, target string) *gate {
@@ -41,9 +44,10 @@ func newGate(t *testing.T, target string) *gate {
 	proxy := httputil.NewSingleHostReverseProxy(u)
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
-		shut, hold := g.shut, g.hold
+		shut, path, hold := g.shut, g.path, g.hold
+		g.paths = append(g.paths, r.URL.Path)
 		g.mu.Unlock()
-		if shut && strings.Contains(r.URL.Path, "/sendToDevice/") {
+		if shut && strings.Contains(r.URL.Path, "/sendToDevice/") || path != "" && strings.Contains(r.URL.Path, path) {
 			http.Error(w, `{"errcode":"M_UNKNOWN","error":"shut"}`, http.StatusServiceUnavailable)
 			return
 		}
@@ -64,6 +68,25 @@ func (g *gate) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shut = shut
+}
+
+// seen counts the requests whose path ended so.
+func (g *gate) seen(suffix string) (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, path := range g.paths {
+		if strings.HasSuffix(path, suffix) {
+			n++
+		}
+	}
+	return n
+}
+
+// refuse refuses requests whose path has this in it; empty ends it.
+func (g *gate) refuse(path string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.path = path
 }
 
 // holdVersions holds requests that make a key-backup version until the returned function is called.
