@@ -34,10 +34,11 @@ This page is generated from the code (` + "`go test -tags goolm ./audit -update`
   enrollment code or a signing secret is refused.
 
 What has no event: reading by plain SQL; what the command line refuses before it asks the server (a flag or id that is
-none); commands that only read rotations and devices; files that ` + "`keyherald bot keygen`, `registration` and `audit keygen`" + ` write,
-of which the next ` + "`server.started` and `audit.signing_keys_changed`" + ` tell; a notification that is answered 503, which its sender sends
-again; a message or report that came twice; calls of the homeserver's, which cause nothing; checkpoints that a sink does
-not take, which metrics and the server's own log tell.
+none); commands that only read rotations and devices; files that ` + "`keyherald bot keygen`, `registration` and `audit keygen`" + ` write
+(` + "`server.started` and `audit.signing_keys_changed`" + ` name the keys among them when they are used); a notification that is answered 503,
+which its sender sends again; a message or report that came twice; a lease that is lost, but by the one that takes it;
+calls of the homeserver's, which cause nothing; checkpoints that a sink does not take, which metrics and the server's own
+log tell.
 `
 
 // docs/audit-events.md is the vocabulary; `go test -tags goolm ./audit -update` writes it.

@@ -35,6 +35,9 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `{"ok":true,"rotation_state":"done"`) {
 		t.Errorf("the last line is %s", last)
 	}
+	if !strings.Contains(out.String(), "server.started") || !strings.Contains(out.String(), `"sources":["corporate-kms"]`) {
+		t.Error("the audit trail does not tell with what the server started")
+	}
 	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
 		t.Error("the audit trail does not tell the story")
 	}

@@ -62,7 +62,7 @@ func questions(t *testing.T) []question {
 // placeholders are what may stand for what differs.
 var placeholders = map[string]string{
 	"<time>": `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z`, "<uuid>": `[0-9a-f-]{36}`, "<number>": `\d+`, "<version>": `\d+`, "<interval>": `\d\d:\d\d:\d\d[.\d]*`,
-	"<device>": `[A-Za-z0-9]+`, "<action>": `[a-z_]+\.[a-z_]+`, "<hash>": `[A-Za-z0-9+/]{43}=`,
+	"<device>": `[A-Za-z0-9_-]+`, "<action>": `[a-z_]+\.[a-z_]+`, "<hash>": `[A-Za-z0-9+/]{43}=`,
 }
 
 // fits reports whether a row is the one that the page shows.

@@ -125,6 +125,7 @@ BEGIN
 		WHEN 'delivery.reported' THEN CASE known ->> 'outcome'
 			WHEN 'sent' THEN format('%s sent the key to %s, which is not proof of use.', regexp_replace(actor, '^.*/', ''), device)
 			WHEN 'adopted' THEN format('%s says that it holds the key.', device)
+			WHEN 'superseded' THEN format('%s withdrew the push to %s before the homeserver was known to have it.', regexp_replace(actor, '^.*/', ''), device)
 			ELSE format('%s sent nothing to %s: %s.', regexp_replace(actor, '^.*/', ''), device, COALESCE(known ->> 'outcome', gone)) END
 		WHEN 'rotation.done' THEN format('The rotation is done, with key-backup version %s.', COALESCE(known ->> 'backup_version', gone))
 		WHEN 'rotation.failed' THEN format('The rotation failed for good: %s.', error)
@@ -195,7 +196,7 @@ COMMENT ON VIEW auditor.rotation_story IS 'What happened to a rotation, an event
 CREATE VIEW auditor.deliveries AS
 	SELECT rotation, regexp_replace(subject, '/[^/]*$', '') AS user_id, regexp_replace(subject, '^.*/', '') AS target, outcome, forms, time,
 		CASE outcome WHEN 'sent' THEN 'sent is not proof of use: clients do not acknowledge a push' WHEN 'adopted' THEN 'what the receiving managed device says of itself'
-			WHEN '(redacted)' THEN 'the detail is redacted' ELSE 'nothing was sent' END AS proof
+			WHEN 'superseded' THEN 'withdrawn before the homeserver was known to have it' WHEN '(redacted)' THEN 'the detail is redacted' ELSE 'nothing was sent' END AS proof
 	FROM (SELECT rotation, subject,
 			(array_agg(COALESCE(detail ->> 'outcome', '(redacted)') ORDER BY detail ->> 'outcome' = 'adopted' DESC NULLS LAST, detail ->> 'outcome' <> 'superseded' DESC NULLS LAST, time DESC, event DESC))[1] AS outcome,
 			(array_agg(detail -> 'forms' ORDER BY detail -> 'forms' <> '[]' DESC NULLS LAST, time DESC, event DESC))[1] AS forms,
