@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings what the tests need onto this machine; quick when everything is there.
+# Brings what the tests need onto this machine; quick when everything is there. With the word "interop" also what Synapse
+# and the clients of make interop are installed with.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,10 @@ command -v go >/dev/null || { echo "Go 1.26 or newer is missing: see https://go.
 need=""
 command -v gcc >/dev/null || need="$need gcc libc6-dev"
 command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need="$need postgresql"
+if [ "${1:-}" = interop ]; then
+	command -v npm >/dev/null || need="$need npm"
+	python3 -c 'import ensurepip, venv' 2>/dev/null || need="$need python3-venv"
+fi
 if [ -n "$need" ]; then
 	sudo=""
 	[ "$(id -u)" = 0 ] || sudo="sudo -n"
