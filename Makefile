@@ -4,10 +4,10 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup clean
+.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup setup-interop clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build bin/keyherald, bin/keyherald-device and bin/keyherald-verify (pure Go)
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o bin/ ./cmd/...
@@ -25,10 +25,13 @@ dist: ## Build the auditor's keyherald-verify for Linux, macOS and Windows into 
 setup: ## Install or build what the tests need: PostgreSQL, a C compiler for -race, Dendrite
 	@scripts/setup-test-parts.sh
 
+setup-interop: ## The same, and npm and Python for what make interop and Synapse are installed with
+	@scripts/setup-test-parts.sh interop
+
 test: setup ## Run all tests on real parts, with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout 20m ./...
 
-test-synapse: setup ## Run the end-to-end and the key-backup tests on Synapse in place of Dendrite
+test-synapse: setup-interop ## Run the end-to-end and the key-backup tests on Synapse in place of Dendrite
 	KEYHERALD_TEST_HOMESERVER=synapse $(GO) test -count=1 -race -tags $(TAGS) -timeout 60m ./keyheraldtest/e2e ./backup
 
 kms: ## Run the KMS clients against real servers: Vault (built the first time, ten minutes or more) and moto
@@ -36,10 +39,10 @@ kms: ## Run the KMS clients against real servers: Vault (built the first time, t
 	$(GO) test -race -tags $(TAGS),kms -count=1 -timeout 20m ./keyheraldtest/kms
 	$(GO) test -tags $(TAGS),kms -count=1 -run WithVault ./keyheraldtest/demo
 
-demo: setup build ## Watch whole rotations on real parts, checked; KEEP=1 leaves everything running, HS=synapse, KMS=vault
+demo: $(if $(filter synapse,$(HS)),setup-interop,setup) build ## Watch whole rotations on real parts, checked; KEEP=1 leaves everything running, HS=synapse, KMS=vault
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/demo -homeserver $(or $(HS),dendrite) -kms $(or $(KMS),setec) $(if $(KEEP),-keep)
 
-interop: setup build ## Run the main job on Dendrite and Synapse with real clients of other makers: a table (ONLY=synapse for one, KEEP=1 leaves the logs)
+interop: setup-interop build ## Run the main job on Dendrite and Synapse with real clients of other makers: a table (ONLY=synapse for one, KEEP=1 leaves the logs)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/interop $(if $(ONLY),-only $(ONLY)) $(if $(KEEP),-keep)
 
 bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15)
