@@ -223,13 +223,39 @@ func (c *copied) paths(files []string) []string {
 	return paths
 }
 
-// takeOver goes on under a key of somebody else's, which the log announces; the sink is made to forget.
+// takeOver goes on under a key of somebody else's, as his own signer would: an event that announces the key, its leaf, and
+// a checkpoint that the key signs.
 func (c *copied) takeOver(ctx context.Context) error {
 	_, keys, err := c.freshKey()
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.emptySink(), c.mustSeal(ctx, keys), c.resetSink())
+	return c.tamper(ctx, func(ctx context.Context) error {
+		ids, err := c.super.AppendAll(ctx, []audit.Event{announcement(keys)})
+		if err != nil {
+			return err
+		}
+		record, _, err := c.super.Event(ctx, ids[0])
+		if err != nil {
+			return err
+		}
+		grown, err := tree.Append(ctx, c.size, []tlog.Hash{tree.LeafHash(record.Body)}, c.super.TreeNodes)
+		if err != nil {
+			return err
+		}
+		of := checkpoint.Checkpoint{Epoch: 1, Size: grown.Size, Root: grown.Root}
+		note, err := checkpoint.Sign(company.LogName, of, keys.Signers...)
+		if err != nil {
+			return err
+		}
+		return errors.Join(c.super.Grow(ctx, ids, grown), c.super.PutCheckpoint(ctx, of, note, time.Now()))
+	})
+}
+
+// announcement is the event that a log is signed by these keys from now on.
+func announcement(keys checkpoint.Keys) audit.Event {
+	return audit.Event{Time: time.Now(), Actor: "signer", Action: audit.SigningKeysChanged, Subject: company.LogName, Outcome: audit.Accepted,
+		Detail: audit.Detail{audit.Words("keys", keys.Public)}}
 }
 
 // smuggleKey appends, as everybody may who has the writer's role, that the log is signed by a key of somebody else's from
@@ -239,8 +265,7 @@ func (c *copied) smuggleKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.append(ctx, audit.Event{Time: time.Now(), Actor: "signer", Action: audit.SigningKeysChanged, Subject: company.LogName, Outcome: audit.Accepted,
-		Detail: audit.Detail{audit.Words("keys", keys.Public)}})
+	return c.append(ctx, announcement(keys))
 }
 
 // append appends events as the writer.
