@@ -209,7 +209,7 @@ func (h *harness) histories() []attack {
 		back,
 		{name: "the same, and the log grew on beyond it, signed", leaf: h.size - 1, first: h.early, last: h.size - 1, do: func(ctx context.Context, c *copied) error { return c.restoreAndForget(ctx) }},
 		less,
-		{name: "the log goes on under another key, which it announces", signer: damaged, leaf: h.size, first: h.size, last: h.size + hundred, do: func(ctx context.Context, c *copied) error { return c.takeOver(ctx) }},
+		{name: "the log goes on under another key, which it announces", signer: damaged, leaf: h.size, first: h.size, last: h.size, do: func(ctx context.Context, c *copied) error { return c.takeOver(ctx) }},
 		{name: "the newest checkpoint's signature", signer: damaged, leaf: -1, do: statements(`UPDATE audit_checkpoint SET note = overlay(note PLACING CASE substr(note, length(note) - 9, 1) WHEN 'A' THEN 'B' ELSE 'A' END FROM length(note) - 9 FOR 1) ` + newest)},
 		{name: "the newest checkpoint's note names another size", signer: damaged, leaf: -1, do: statements(fmt.Sprintf(`UPDATE audit_checkpoint SET note = replace(note, chr(10) || '%d' || chr(10), chr(10) || '%d' || chr(10)) %s`, h.size, h.size-1, newest))},
 	}

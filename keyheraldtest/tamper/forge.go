@@ -224,13 +224,50 @@ func (c *copied) paths(files []string) []string {
 	return paths
 }
 
-// takeOver goes on under a key of somebody else's, which the log announces; the sink is made to forget.
+// takeOver goes on under a key of somebody else's, as his own signer would: an event that announces the key, its leaf, and
+// a checkpoint that the key signs.
 func (c *copied) takeOver(ctx context.Context) error {
 	_, keys, err := c.freshKey()
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.emptySink(), c.mustSeal(ctx, keys), c.resetSink())
+	announced, err := announcement(keys)
+	if err != nil {
+		return err
+	}
+	return c.tamper(ctx, func(ctx context.Context) error {
+		ids, err := c.super.AppendAll(ctx, []audit.Event{announced})
+		if err != nil {
+			return err
+		}
+		record, _, err := c.super.Event(ctx, ids[0])
+		if err != nil {
+			return err
+		}
+		grown, err := tree.Append(ctx, c.size, []tlog.Hash{tree.LeafHash(record.Body)}, c.super.TreeNodes)
+		if err != nil {
+			return err
+		}
+		of := checkpoint.Checkpoint{Epoch: 1, Size: grown.Size, Root: grown.Root}
+		note, err := checkpoint.Sign(company.LogName, of, keys.Signers...)
+		if err != nil {
+			return err
+		}
+		return errors.Join(c.super.Grow(ctx, ids, grown), c.super.PutCheckpoint(ctx, of, note, time.Now()))
+	})
+}
+
+// announcement is the event that a log is signed by these keys from now on.
+func announcement(keys checkpoint.Keys) (audit.Event, error) {
+	public := make([]audit.VerifierKey, len(keys.Public))
+	for i, text := range keys.Public {
+		var err error
+		if public[i], err = audit.ParseVerifierKey(text); err != nil {
+			return audit.Event{}, err
+		}
+	}
+	return audit.Event{Time: time.Now(), Actor: audit.BySigner(), Action: audit.SigningKeysChanged, Subject: audit.OfLog(company.LogName), Outcome: audit.Accepted,
+		Detail: audit.Detail{audit.VerifierKeys("keys", public)}}, nil
 }
 
 // smuggleKey appends, as everybody may who has the writer's role, that the log is signed by a key of somebody else's from
@@ -240,14 +277,11 @@ func (c *copied) smuggleKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	announced := make([]audit.VerifierKey, len(keys.Public))
-	for i, text := range keys.Public {
-		if announced[i], err = audit.ParseVerifierKey(text); err != nil {
-			return err
-		}
+	announced, err := announcement(keys)
+	if err != nil {
+		return err
 	}
-	return c.append(ctx, audit.Event{Time: time.Now(), Actor: audit.BySigner(), Action: audit.SigningKeysChanged, Subject: audit.OfLog(company.LogName), Outcome: audit.Accepted,
-		Detail: audit.Detail{audit.VerifierKeys("keys", announced)}})
+	return c.append(ctx, announced)
 }
 
 // append appends events as the writer.
