@@ -70,6 +70,10 @@ func (a *Account) reclaim(ctx context.Context) error {
 	if last, _ := strconv.ParseInt(text, 10, 64); a.now().Sub(time.UnixMilli(last)) < reclaimInterval {
 		return nil
 	}
+	// Whoever switched key backup off is not fought at all.
+	if out, err := a.backup.OptedOut(ctx); err != nil || out {
+		return err
+	}
 	j, ok, err := a.lastPush(ctx)
 	if err != nil || !ok {
 		return err

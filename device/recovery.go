@@ -206,6 +206,10 @@ func (a *Account) openEntries(ctx context.Context, entries []secretstorage.Entry
 	if err != nil {
 		return nil, nil, err
 	}
+	trueKeys, err := a.trueKeys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	old, now := &ssss.Key{ID: next.From, Key: raw}, next.key()
 	for _, entry := range entries {
 		opened, err := entry.Open(now)
@@ -213,8 +217,10 @@ func (a *Account) openEntries(ctx context.Context, entries []secretstorage.Entry
 			opened, err = entry.Open(old)
 		}
 		if err != nil {
-			opened, err = a.heldPayload(ctx, entry.Name)
-			if err != nil {
+			opened = nil
+		}
+		if slices.Contains(secretNames, entry.Name) {
+			if opened, err = a.check(ctx, entry.Name, opened, trueKeys); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -227,28 +233,57 @@ func (a *Account) openEntries(ctx context.Context, entries []secretstorage.Entry
 	return payloads, behind, nil
 }
 
-// heldPayload is a secret that the device holds by itself and that is true now; nil where it holds none.
-func (a *Account) heldPayload(ctx context.Context, name string) ([]byte, error) {
+// trueKeys are the public keys that the user's secrets must derive now, by name.
+func (a *Account) trueKeys(ctx context.Context) (map[string]string, error) {
+	identities, err := a.endpoint.Identities(ctx, a.config.UserID)
+	if err != nil {
+		return nil, err
+	}
+	keys := map[string]string{}
+	for _, name := range crossSigningNames {
+		keys[name] = publicCrossSigningKey(identities[a.config.UserID], name)
+	}
+	current, err := a.backup.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if current != nil {
+		keys[protocol.SecretMegolmBackup] = current.PublicKey
+	}
+	return keys, nil
+}
+
+// check looks at what a known entry opened to. What is not the key that it must be now gives way to the one the device
+// holds; if it holds none, an older key stays, and what is no key at all is nothing.
+func (a *Account) check(ctx context.Context, name string, opened []byte, trueKeys map[string]string) ([]byte, error) {
+	derived, parseErr := publicKeyOf(name, string(opened))
+	if parseErr == nil && derived == trueKeys[name] {
+		return opened, nil
+	}
+	held, err := a.heldPayload(ctx, name, trueKeys[name])
+	if err != nil || held != nil {
+		return held, err
+	}
+	if parseErr != nil {
+		return nil, nil
+	}
+	return opened, nil
+}
+
+// heldPayload is the secret for a public key, where the device holds it by itself; nil where it does not.
+func (a *Account) heldPayload(ctx context.Context, name, publicKey string) ([]byte, error) {
+	if publicKey == "" {
+		return nil, nil
+	}
 	if name == protocol.SecretMegolmBackup {
-		current, err := a.backup.Current(ctx)
-		if err != nil || current == nil {
-			return nil, err
-		}
-		key, held, err := a.searchKey(ctx, current.PublicKey)
+		key, held, err := a.searchKey(ctx, publicKey)
 		if err != nil || !held {
 			return nil, err
 		}
 		return secretstorage.Payload(key.Reveal()), nil
 	}
-	if !slices.Contains(crossSigningNames, name) {
-		return nil, nil
-	}
-	identities, err := a.endpoint.Identities(ctx, a.config.UserID)
-	if err != nil {
-		return nil, err
-	}
-	seed, err := a.crossSigningSeed(ctx, name, identities[a.config.UserID])
-	if err != nil || seed == nil {
+	seed, err := a.store.sealedValue(ctx, "cross_signing/"+name)
+	if err != nil || seed == nil || !derives(seed, publicKey) {
 		return nil, err
 	}
 	return secretstorage.Payload(seed), nil

@@ -54,7 +54,8 @@ type Entry struct {
 // For reports whether the secret is there for a key.
 func (e Entry) For(keyID string) bool { return len(e.encrypted[keyID]) > 0 }
 
-// Open gives the secret as it was encrypted: for most, base64 of it.
+// Open gives the secret as it was encrypted: for most, base64 of it. The MAC does not cover the IV, so a homeserver can
+// have it open to something else: whoever can tell what the secret must be has to look.
 func (e Entry) Open(key *ssss.Key) ([]byte, error) {
 	var data ssss.EncryptedKeyData
 	if json.Unmarshal(e.encrypted[key.ID], &data) != nil {

@@ -84,7 +84,7 @@ func (s schema) check(event map[string]any) (wrong []string) {
 	if !ok {
 		return []string{fmt.Sprintf("there is no class %v", event["class_uid"])}
 	}
-	wrong = class.schemaObject.check(class.Name, event)
+	wrong = class.check(class.Name, event)
 	activity := number("activity_id")
 	if caption, ok := class.Activities[strconv.Itoa(activity)]; !ok || activity != 99 && caption != event["activity_name"] || event["activity_name"] == "" {
 		wrong = append(wrong, fmt.Sprintf("activity %d is %v", activity, event["activity_name"]))

@@ -107,8 +107,8 @@ func HTML(to io.Writer, p Page) error {
 		SentIsNoProof, Verdict, Symbol, VerdictIs string
 		Span                                      string
 	}{
-		Page: p, Timeline: newTimeline(p.Facts), Rotated: some(p.Facts.Rotated), NotRotated: some(p.Facts.NotRotated), Rotations: some(p.Facts.Rotations),
-		Refused: some(p.Facts.Refused), Admin: some(p.Facts.Admin), Reads: some(p.Facts.Reads), SentIsNoProof: SentIsNoProof,
+		Page: p, Timeline: newTimeline(p.Facts), Rotated: some(p.Rotated), NotRotated: some(p.NotRotated), Rotations: some(p.Rotations),
+		Refused: some(p.Refused), Admin: some(p.Admin), Reads: some(p.Reads), SentIsNoProof: SentIsNoProof,
 		Verdict: string(p.Integrity.Verdict), Span: p.span(),
 	}
 	data.Symbol, data.VerdictIs = symbolOf(p.Integrity.Verdict)

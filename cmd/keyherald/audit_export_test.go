@@ -62,8 +62,8 @@ func openBundle(t *testing.T, path string, key string) *bundle {
 		check(t, err)
 		raw, err := io.ReadAll(opened)
 		check(t, errors.Join(err, opened.Close()))
-		switch {
-		case file.Name == "manifest.json":
+		switch file.Name {
+		case "manifest.json":
 			var m struct {
 				Format, Name string
 				Size, Epoch  int
@@ -73,9 +73,9 @@ func openBundle(t *testing.T, path string, key string) *bundle {
 				t.Errorf("the manifest is %s", raw)
 			}
 			b.size, b.epoch = m.Size, m.Epoch
-		case file.Name == "log.vkey":
+		case "log.vkey":
 			b.keys = strings.Fields(string(raw))
-		case file.Name == "leaves.jsonl":
+		case "leaves.jsonl":
 			for line := range bytes.Lines(raw) {
 				var leaf bundleLeaf
 				check(t, json.Unmarshal(line, &leaf))

@@ -112,7 +112,7 @@ func (f rotateFlags) confirm(cmd *cobra.Command, c config, db *postgres.DB, requ
 		if err != nil {
 			return err
 		}
-		if f.grace = answer; answer != "" {
+		if answer != "" {
 			grace, err := time.ParseDuration(answer)
 			if err != nil || grace < 0 {
 				return fmt.Errorf("%q is no span of time: write 0s or 24h", answer)

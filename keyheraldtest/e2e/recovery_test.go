@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto/rand"
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,6 +90,14 @@ func TestAReplacedRecoveryKeyOpensWhatTheOldOneDidAndTheOldOneNothing(t *testing
 	w.entry(t, "com.example.of_another_key", []byte("somebody else's"), another)
 	w.entry(t, "com.example.broken", []byte("broken"), &ssss.Key{ID: old.ID, Key: another.Key})
 
+	// Another IV, which no MAC covers, has the recovery copy open to something else: the device knows better.
+	var copied ssss.EncryptedAccountDataEventContent
+	check(t, w.stock.GetAccountData(ctx, backupSecret.Type, &copied))
+	garbled := copied.Encrypted[old.ID]
+	garbled.IV = base64.RawStdEncoding.EncodeToString(make([]byte, 16))
+	copied.Encrypted[old.ID] = garbled
+	check(t, w.stock.SetAccountData(ctx, backupSecret.Type, copied))
+
 	account := w.open(t, "managed", func(c *device.AccountConfig) { c.Escrow.File = file })
 	replaced, err := account.ReplaceRecoveryKey(ctx, false)
 	check(t, err)
@@ -109,8 +118,8 @@ func TestAReplacedRecoveryKeyOpensWhatTheOldOneDidAndTheOldOneNothing(t *testing
 	if err != nil || string(diary) != "not a key at all" {
 		t.Errorf("the diary reads %q, %v", diary, err)
 	}
-	copied, err := w.stock.Machine.SSSS.GetDecryptedAccountData(ctx, backupSecret, fresh)
-	if err != nil || string(copied) != string(key.Reveal()) {
+	opened, err := w.stock.Machine.SSSS.GetDecryptedAccountData(ctx, backupSecret, fresh)
+	if err != nil || string(opened) != string(key.Reveal()) {
 		t.Errorf("the recovery copy is not the backup's key: %v", err)
 	}
 	check(t, account.Close())
@@ -121,8 +130,8 @@ func TestAReplacedRecoveryKeyOpensWhatTheOldOneDidAndTheOldOneNothing(t *testing
 	w.notify(t, "n2", "2")
 	wait(t, "the second rotation", func() bool { return w.onlyRotation(t).KMS.Version == "2" })
 	w.waitDone(t)
-	copied, err = w.stock.Machine.SSSS.GetDecryptedAccountData(ctx, backupSecret, fresh)
-	if err != nil || string(copied) != string(second.Reveal()) {
+	opened, err = w.stock.Machine.SSSS.GetDecryptedAccountData(ctx, backupSecret, fresh)
+	if err != nil || string(opened) != string(second.Reveal()) {
 		t.Errorf("after the next rotation the recovery copy is not the backup's key: %v", err)
 	}
 }
