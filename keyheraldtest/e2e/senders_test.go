@@ -87,7 +87,7 @@ func TestSendersOnTheRealDatabase(t *testing.T) {
 		switch status {
 		case 422:
 			want[audit.NotificationUnusable]++
-		case 401, 403, 413:
+		case 400, 401, 403, 404, 408, 409, 413, 415:
 			want[audit.NotificationRefused]++
 		}
 	}
