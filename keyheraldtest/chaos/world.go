@@ -322,6 +322,8 @@ homeserver: %[2]s
 login: {password_file: ../../%[3]s.password}
 verification: {recovery_key_file: ../../%[3]s.recovery-key}
 kms: {name: corporate, type: setec, url: "%[4]s", path: %[5]s}
+# A repetition is the same secret once more by intent, and could not be told from one sent twice by mistake.
+push: {repeat_after: 0s}
 `, u.id, w.hsGate.url, u.name, kms.url, u.path()),
 	} {
 		if err := w.write(name, content); err != nil {
