@@ -211,14 +211,14 @@ func (w *world) unharmed(ctx context.Context, r *record) {
 	r.cell(nioName, checkIgnores, func() error { return w.nioIgnores(ctx) })
 }
 
-// nioIgnores holds if every push was decrypted and let go, in both forms, and the sync goes on.
+// nioIgnores holds if every push was decrypted and let go, in both forms, and the sync goes on. A key may be pushed again.
 func (w *world) nioIgnores(ctx context.Context) error {
 	var state struct{ Ignored map[string]int }
 	if err := w.nio.do(ctx, "state", nil, &state); err != nil {
 		return err
 	}
 	for _, form := range []string{event.ToDeviceSecretSend.Type, "io.element.msc4385.secret.push"} {
-		if state.Ignored[form] != len(w.rotations) {
+		if state.Ignored[form] < len(w.rotations) {
 			return fmt.Errorf("after %d rotations it ignored %v", len(w.rotations), state.Ignored)
 		}
 	}
