@@ -47,8 +47,15 @@ type oldBackup struct {
 // oldBackups lists the versions that were replaced, the oldest first. One that was journaled by an earlier release has
 // no time, and its grace begins now.
 func (s *store) oldBackups(ctx context.Context, grace time.Duration, now time.Time) ([]oldBackup, error) {
-	if _, err := s.db.Exec(ctx, `UPDATE carry SET replaced_at = $1 WHERE replaced_at = 0`, now.UnixMilli()); err != nil {
-		return nil, fmt.Errorf("journaling old key-backup versions: %w", err)
+	// Every status looks here, and none but the first after an update has anything to write.
+	var timeless bool
+	if err := s.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM carry WHERE replaced_at = 0)`).Scan(&timeless); err != nil {
+		return nil, fmt.Errorf("reading old key-backup versions: %w", err)
+	}
+	if timeless {
+		if _, err := s.db.Exec(ctx, `UPDATE carry SET replaced_at = $1 WHERE replaced_at = 0`, now.UnixMilli()); err != nil {
+			return nil, fmt.Errorf("journaling old key-backup versions: %w", err)
+		}
 	}
 	rows, err := s.db.Query(ctx, `SELECT version, finished, replaced_at, grace, rotation_id, attempt, state FROM carry ORDER BY replaced_at, version`)
 	if err != nil {

@@ -129,8 +129,11 @@ func cryptoStore(ctx context.Context, device id.DeviceID) (*crypto.SQLCryptoStor
 	return store, directory, store.DB.Upgrade(ctx)
 }
 
-// Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key.
+// Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key. The machine does
+// not guard its own public keys from a sync that comes meanwhile.
 func (c *Client) Bootstrap(ctx context.Context, password string) (string, error) {
+	c.GoOffline()
+	defer c.GoOnline(ctx)
 	recoveryKey, _, err := c.Machine.GenerateAndUploadCrossSigningKeysWithPassword(ctx, password, "")
 	if err != nil {
 		return "", fmt.Errorf("bootstrapping cross-signing: %w", err)

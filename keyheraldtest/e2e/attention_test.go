@@ -57,6 +57,7 @@ func missingCauses() int {
 }
 
 func TestABackupThatTheUserChangesDuringARotationStopsIt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	g := newGate(t, w.hs.URL)
@@ -77,6 +78,7 @@ func TestABackupThatTheUserChangesDuringARotationStopsIt(t *testing.T) {
 }
 
 func TestADeviceThatIsNotCrossSignedAnyMoreDuringARotationStops(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.manage(t, "managed")
@@ -93,6 +95,7 @@ func TestADeviceThatIsNotCrossSignedAnyMoreDuringARotationStops(t *testing.T) {
 }
 
 func TestARoomKeyThatTheOldKeyDoesNotOpenKeepsTheOldVersion(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	key, err := backup.NewMegolmBackupKey()
@@ -129,6 +132,7 @@ func TestARoomKeyThatTheOldKeyDoesNotOpenKeepsTheOldVersion(t *testing.T) {
 
 // The server cannot be made to send these two, so the bot's endpoint sends what a wrong server would.
 func TestADeviceRejectsWhatOnlyAWrongServerSends(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.manage(t, "managed")

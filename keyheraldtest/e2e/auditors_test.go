@@ -122,6 +122,7 @@ func ask(t *testing.T, db *postgres.DB, sql string) (columns []string, rows [][]
 // The page for auditors is true: each of its queries runs as the auditor on the log of a real rotation, and answers what
 // the page shows.
 func TestTheQueriesForAuditorsAnswerWhatTheirPageShows(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	ada := audit.ByLocal("ada", "bastion")

@@ -22,6 +22,7 @@ import (
 
 // The log tells how the bot came to be: who holds it, its login, its identity, its device.
 func TestTheBotsBeginIsInTheLog(t *testing.T) {
+	t.Parallel()
 	w := newParts(t)
 	w.serve(t, w.hs.URL)
 	lines, err := w.db.Log(t.Context(), "", 100)
@@ -48,6 +49,7 @@ func (w *world) another(t *testing.T) *world {
 }
 
 func TestABotThatTheHomeserverDoesNotTakeForItselfIsInTheLogOnce(t *testing.T) {
+	t.Parallel()
 	w := newParts(t)
 	w.serve(t, w.hs.URL)
 	ctx := t.Context()
@@ -93,6 +95,7 @@ func TestABotThatTheHomeserverDoesNotTakeForItselfIsInTheLogOnce(t *testing.T) {
 
 // A message that nobody can read is told, and so is the new session that the bot opens because of it.
 func TestAMessageThatCannotBeReadIsInTheLogWithTheSessionThatItLeadsTo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	account := w.open(t, "managed")
@@ -118,6 +121,7 @@ func TestAMessageThatCannotBeReadIsInTheLogWithTheSessionThatItLeadsTo(t *testin
 
 // A revocation that never reaches its device is told: it was queued, and that event alone would say more than is so.
 func TestAMessageOfTheBotsThatTheHomeserverRefusesIsInTheLog(t *testing.T) {
+	t.Parallel()
 	w, l, _ := newLimited(t, 1)
 	ctx := t.Context()
 	devices, err := w.db.Devices(ctx, "")

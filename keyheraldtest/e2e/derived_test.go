@@ -27,6 +27,7 @@ func (w *world) checkDerived(t *testing.T) {
 
 // How things stand is told from the log alone, at any time that it knows of.
 func TestHowThingsStoodIsToldFromTheLogAlone(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	db, _, database := newDatabase(t)
 	clock := &keyheraldtest.Clock{}

@@ -53,6 +53,7 @@ func (w *world) lonely(t *testing.T, g *gate) (log *lines, commands *device.Flee
 }
 
 func TestTheAccountOfADeactivatedUserEndsOnceAndTheServerFindsOut(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -79,6 +80,7 @@ func TestTheAccountOfADeactivatedUserEndsOnceAndTheServerFindsOut(t *testing.T) 
 }
 
 func TestAnAccountWhoseLoginIsRefusedGoesOnWhenItIsMendedAndTheServerIsTold(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

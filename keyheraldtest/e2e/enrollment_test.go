@@ -19,6 +19,7 @@ import (
 
 // The managed device refuses to ask before it is cross-signed, so this one is made by hand.
 func TestADeviceThatIsNotCrossSignedIsNotEnrolled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	receiver := w.receiver(t, "UNSIGNED")
@@ -57,6 +58,7 @@ func TestADeviceThatIsNotCrossSignedIsNotEnrolled(t *testing.T) {
 }
 
 func TestACodeIsForOneDeviceAndBurnsAfterFiveWrongTries(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	try := func(name string, code protocol.Code, want protocol.Refusal) {
@@ -89,6 +91,7 @@ func TestACodeIsForOneDeviceAndBurnsAfterFiveWrongTries(t *testing.T) {
 }
 
 func TestARevokedDeviceIsToldAndItsRotationGoesToAnother(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	account := w.manage(t, "managed")
@@ -113,6 +116,7 @@ func TestARevokedDeviceIsToldAndItsRotationGoesToAnother(t *testing.T) {
 
 // A user who resets his identity makes his managed device a stranger: never silent trust, and a way back.
 func TestAfterAnIdentityResetADeviceNeedsEnrollmentAndMayEnrollAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

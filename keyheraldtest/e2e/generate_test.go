@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -126,7 +127,17 @@ func TestARotationThatCannotBeAskedForIsRefusedWithWhatToDo(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if events, err := db.Log(ctx, "", 10); err != nil || len(events) != 0 {
-		t.Errorf("%d events came of it: %v", len(events), err)
+	events, err := db.Log(ctx, "", 10)
+	check(t, err)
+	refused := 0
+	for _, e := range events {
+		if e.Action == string(audit.RotationAsked) && e.Outcome == string(audit.Refused) {
+			refused++
+		} else if e.Action != string(audit.DatabaseMigrated) {
+			t.Errorf("it came to %s", e.Action)
+		}
+	}
+	if refused != 3 {
+		t.Errorf("%d events say that it was refused", refused)
 	}
 }

@@ -94,6 +94,7 @@ func notification(id, user, version string) intake.Notification {
 }
 
 func TestNotificationsThatArriveTogetherAreAnsweredAfterOneCommit(t *testing.T) {
+	t.Parallel()
 	room := newIntakeRoom(t, 0)
 	release := room.hold(t)
 	const more = 40
@@ -127,6 +128,7 @@ func TestNotificationsThatArriveTogetherAreAnsweredAfterOneCommit(t *testing.T) 
 }
 
 func TestInAGroupEachIsTreatedAsIfItHadComeAlone(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	release := room.hold(t)
@@ -206,6 +208,7 @@ func (room *intakeRoom) state(t *testing.T, id string) (state rotation.State) {
 }
 
 func TestWhatTheDatabaseRefusesFailsAlone(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	release := room.hold(t)
@@ -245,6 +248,7 @@ func TestWhatTheDatabaseRefusesFailsAlone(t *testing.T) {
 }
 
 func TestADatabaseThatGoesAwayKeepsNothingAndAsksToComeAgain(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	super, err := postgres.Open(ctx, strings.Replace(room.database.SuperURL, "/"+room.database.Name, "/postgres", 1))
@@ -280,6 +284,7 @@ func TestADatabaseThatGoesAwayKeepsNothingAndAsksToComeAgain(t *testing.T) {
 }
 
 func TestAFullQueueAsksToComeAgainAndLosesNothing(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 2)
 	release := room.hold(t)
@@ -305,6 +310,7 @@ func TestAFullQueueAsksToComeAgainAndLosesNothing(t *testing.T) {
 }
 
 func TestASenderThatLeavesDoesNotCancelItsGroup(t *testing.T) {
+	t.Parallel()
 	room := newIntakeRoom(t, 0)
 	release := room.hold(t)
 	leaving, leave := context.WithCancel(t.Context())
@@ -333,6 +339,7 @@ func TestASenderThatLeavesDoesNotCancelItsGroup(t *testing.T) {
 }
 
 func TestWhatWaitsAtTheEndIsStillKeptAndWhatComesLaterIsNot(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	release := room.hold(t)
@@ -361,6 +368,7 @@ func TestWhatWaitsAtTheEndIsStillKeptAndWhatComesLaterIsNot(t *testing.T) {
 
 // Two replicas get the same users' changes in opposite orders, and many of the notifications twice.
 func TestGroupsOfSeveralReplicasNeitherLockUpNorLeaveTwoRotationsOpen(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	_, second, _ := newReplica(t, room.database, 0)
@@ -407,6 +415,7 @@ func TestGroupsOfSeveralReplicasNeitherLockUpNorLeaveTwoRotationsOpen(t *testing
 }
 
 func TestAReplicaWaitsForAnothersGroupThatIsAboutTheSame(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name         string
 		n            intake.Notification

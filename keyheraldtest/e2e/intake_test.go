@@ -79,6 +79,7 @@ func newReplica(t *testing.T, database *keyheraldtest.Database, waiting int) (*p
 
 // TestNotifications sends notifications to the real handler, recorder and database, in this order.
 func TestNotifications(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	room := newIntakeRoom(t, 0)
 	db, owner, web := room.db, room.owner, room.web

@@ -19,6 +19,7 @@ import (
 )
 
 func TestADeviceLogsInEachWay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	fresh := func(deviceID id.DeviceID) *mautrix.RespLogin {
@@ -78,6 +79,7 @@ func TestADeviceLogsInEachWay(t *testing.T) {
 }
 
 func TestAUsersFirstDeviceMakesHisIdentityAndKeepsTheRecoveryKeyFirst(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	for _, test := range []struct {
@@ -122,6 +124,7 @@ func TestAUsersFirstDeviceMakesHisIdentityAndKeepsTheRecoveryKeyFirst(t *testing
 }
 
 func TestAccountsAreAddedAndRemovedWithoutARestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	config := device.Config{Accounts: filepath.Join(w.dir, "accounts.d"), State: filepath.Join(w.dir, "state"), PickleKeyFile: filepath.Join(w.dir, "fleet.key"), StatusInterval: time.Second}

@@ -43,6 +43,7 @@ func (w *world) openByOAuth(t *testing.T, name string, server *keyheraldtest.Aut
 }
 
 func TestADeviceThatAPersonAuthorizedRenewsItsTokensByItself(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -126,6 +127,7 @@ func TestADeviceThatAPersonAuthorizedRenewsItsTokensByItself(t *testing.T) {
 }
 
 func TestAnAuthorizationThatComesToNothingSaysWhy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	bob, err := w.hs.CreateUser(ctx, "bob", password)

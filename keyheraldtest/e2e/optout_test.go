@@ -8,6 +8,7 @@ import (
 )
 
 func TestAUserWhoSwitchedKeyBackupOffIsLeftAloneUntilHeSwitchesItOn(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		accountData string
 		off, on     map[string]any

@@ -101,6 +101,7 @@ func (w *world) triggersSent(t *testing.T) (n int) {
 }
 
 func TestTheBotSendsNothingWhileTheHomeserverAsksForAPause(t *testing.T) {
+	t.Parallel()
 	w, l, members := newLimited(t, 2)
 	for i, limited := range []func(http.ResponseWriter){
 		func(w http.ResponseWriter) {
@@ -132,6 +133,7 @@ func TestTheBotSendsNothingWhileTheHomeserverAsksForAPause(t *testing.T) {
 }
 
 func TestAMessageThatTheHomeserverRefusesIsFoundAmongTheOthers(t *testing.T) {
+	t.Parallel()
 	w, l, members := newLimited(t, 5)
 	ctx := t.Context()
 	bad := members[3].UserID
@@ -169,6 +171,7 @@ func TestAMessageThatTheHomeserverRefusesIsFoundAmongTheOthers(t *testing.T) {
 
 // A replica that was killed leaves its lease behind, and its work.
 func TestAnotherReplicaTakesTheWorkOfADeadOneOverWithinAMinute(t *testing.T) {
+	t.Parallel()
 	w := newParts(t)
 	ctx := t.Context()
 	epoch, taken, err := w.db.TakeLease(ctx, "dead", 15*time.Second)

@@ -45,6 +45,7 @@ func (w *world) seen(t *testing.T) time.Time {
 }
 
 func TestSecretsThatWaitForAPersonAreDecidedWhileTheFleetRuns(t *testing.T) {
+	t.Parallel()
 	w, right, _ := lostKey(t)
 	ctx := t.Context()
 	commands, store := w.fleet(t, "careful", func(c *device.AccountConfig) {

@@ -23,6 +23,7 @@ func (w *world) status(t *testing.T) protocol.Status {
 }
 
 func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -63,6 +64,7 @@ func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t 
 }
 
 func TestARecoveryCopyThatCannotBeWrittenStopsTheRotationUnlessAllowed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -82,6 +84,7 @@ func TestARecoveryCopyThatCannotBeWrittenStopsTheRotationUnlessAllowed(t *testin
 }
 
 func TestAStaleRecoveryCopyIsAllowedWhereTheOperatorSaysSo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

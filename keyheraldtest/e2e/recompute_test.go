@@ -47,6 +47,7 @@ func sealAll(t *testing.T, s *signer.Signer) {
 // The query that recomputes the root says the signed one, for trees of many shapes, and notices one changed byte; so does
 // the one about details.
 func TestTheRootIsRecomputedInSQLAndOneChangedByteIsNoticed(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	db, _, database := newDatabase(t)
 	super, err := postgres.Open(ctx, database.SuperURL)

@@ -30,6 +30,7 @@ func (w *world) resetRecovery(t *testing.T) (recoveryKey string) {
 }
 
 func TestARecoveryKeyThatIsProvidedLaterWakesTheRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.newKey(t, "1")
 	commands, _ := w.fleet(t, "late")
@@ -74,6 +75,7 @@ func (w *world) fourS(t *testing.T, recoveryKey string) *ssss.Key {
 }
 
 func TestAReplacedRecoveryKeyOpensWhatTheOldOneDidAndTheOldOneNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	key := w.newKey(t, "1")
@@ -169,6 +171,7 @@ func (w *world) recoveryKeyIs(t *testing.T, recoveryKey string, old *ssss.Key) {
 }
 
 func TestNothingTheUserWouldLoseIsLeftBehindUnasked(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	old, err := backup.NewMegolmBackupKey()
@@ -204,6 +207,7 @@ func TestNothingTheUserWouldLoseIsLeftBehindUnasked(t *testing.T) {
 
 // Whoever gives the storage another key while ours is being prepared wins.
 func TestAReplacementThatTheUserOvertookIsNotUsed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	g := newGate(t, w.hs.URL)

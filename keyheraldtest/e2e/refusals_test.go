@@ -46,6 +46,7 @@ func (w *world) logHas(t *testing.T, action, word string) bool {
 }
 
 func TestARotationWaitsForEnrollmentAndThenGoesOnByItself(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.newKey(t, "1")
 	w.notify(t, "n1", "1")
@@ -55,6 +56,7 @@ func TestARotationWaitsForEnrollmentAndThenGoesOnByItself(t *testing.T) {
 }
 
 func TestASecondVersionSupersedesAndASecondManagedDeviceAdopts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	first, err := backupkey.Generate()
 	check(t, err)
@@ -79,6 +81,7 @@ func TestASecondVersionSupersedesAndASecondManagedDeviceAdopts(t *testing.T) {
 }
 
 func TestNothingIsCreatedWithoutTheOldKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	lost, err := backup.NewMegolmBackupKey()
@@ -98,6 +101,7 @@ func TestNothingIsCreatedWithoutTheOldKey(t *testing.T) {
 }
 
 func TestNothingIsCreatedWhereTheKMSContradictsItself(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name      string
 		publicKey func(backupkey.Key) string
@@ -130,6 +134,7 @@ func TestNothingIsCreatedWhereTheKMSContradictsItself(t *testing.T) {
 }
 
 func TestAnEnrollmentIsRefusedWithItsReason(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	_, err := w.hs.CreateUser(ctx, "bob", password)

@@ -23,6 +23,7 @@ import (
 
 // What an admin or operator asked for and did not get is one event, with its reason, and nothing else has changed.
 func TestWhatIsRefusedIsInTheLogAndDoesNothing(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	db, _, _ := newDatabase(t)
 	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x", Storm: rotation.StormLimit{Percent: 2, Users: 1}})
@@ -141,6 +142,7 @@ func since(t *testing.T, db *postgres.DB, event uuid.UUID) []postgres.LogLine {
 
 // A status is an event where it is news, and once a day; each event has its status, and each status that was news its event.
 func TestAStatusThatSaysNothingNewIsNoEvent(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -187,6 +189,7 @@ func TestAStatusThatSaysNothingNewIsNoEvent(t *testing.T) {
 
 // Whoever may write to anybody could fill the log: what is dropped is counted by the minute.
 func TestWhatIsDroppedUnreadIsCountedByTheMinute(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	bot, err := w.db.BotDevice(ctx, w.identity.UserID, "")
@@ -225,6 +228,7 @@ func TestWhatIsDroppedUnreadIsCountedByTheMinute(t *testing.T) {
 }
 
 func TestWhoMayWriteToTheBotWhileSomebodysCodeIsOpenIsBounded(t *testing.T) {
+	t.Parallel()
 	db, _, _ := newDatabase(t)
 	ctx := t.Context()
 	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "x"})

@@ -13,6 +13,7 @@ import (
 )
 
 func TestADatabaseThatWentBackIsNotUsedUntilTheRestoreIsDeclared(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

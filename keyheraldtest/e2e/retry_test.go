@@ -13,6 +13,7 @@ import (
 )
 
 func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.manage(t, "managed")
@@ -50,6 +51,7 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 }
 
 func TestWhileFrozenNothingIsTriggeredAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

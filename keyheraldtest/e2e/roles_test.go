@@ -11,6 +11,7 @@ import (
 // The SQL that a DBA is given makes roles with which everything works, and which may nothing else: the auditor reads the
 // log and nothing beside it, and what he is shown is not for the others.
 func TestTheSQLThatIsPrintedMakesTheRoles(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	other, err := cluster.NewDatabase(ctx)
 	check(t, err)

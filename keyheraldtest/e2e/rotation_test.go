@@ -15,6 +15,7 @@ import (
 )
 
 func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	oldKey, err := backup.NewMegolmBackupKey()

@@ -85,6 +85,7 @@ func limited(t *testing.T) context.Context {
 }
 
 func TestADeviceThatAnotherOneVerifiedEnrollsAndAdoptsItsSecrets(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	old, err := backup.NewMegolmBackupKey()
@@ -135,6 +136,7 @@ func TestADeviceThatAnotherOneVerifiedEnrollsAndAdoptsItsSecrets(t *testing.T) {
 }
 
 func TestADeviceIsVerifiedWhereTheOtherOneAsksAndStarts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	account := w.unverified(t, func(c *device.AccountConfig) { c.Recovery = "allow_stale" })
@@ -179,6 +181,7 @@ func TestADeviceIsVerifiedWhereTheOtherOneAsksAndStarts(t *testing.T) {
 }
 
 func TestWhereTheSymbolsDifferNobodyIsVerified(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	account := w.unverified(t)
 	transaction := accepting(t, w.stock)
@@ -203,6 +206,7 @@ func (w *world) nobodySigned(t *testing.T, account *device.Account) {
 }
 
 func TestAVerificationThatNobodyAnswersIsTakenBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	account := w.unverified(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
@@ -224,6 +228,7 @@ func TestAVerificationThatNobodyAnswersIsTakenBack(t *testing.T) {
 }
 
 func TestAnIdentityThatIsNotTheVerifiedOneIsNotEnrolledWith(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	account := w.unverified(t)

@@ -10,6 +10,7 @@ import (
 )
 
 func TestASchemaThatDoesNotFitIsRefusedWithWhatToDo(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	for _, test := range []struct{ name, change, want string }{
 		{"a database that was never migrated", "", "run `keyherald migrate`"},

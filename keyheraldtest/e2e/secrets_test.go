@@ -88,6 +88,7 @@ func answers(t *testing.T, receiver *keyheraldtest.Receiver) map[string][]string
 }
 
 func TestADeviceAnswersWhatTheConfigAllowsOnceAndReportsTheRest(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	key := w.newKey(t, "1")
 	asker := w.verifiedReceiver(t, "ASKER")
@@ -147,6 +148,7 @@ func TestADeviceAnswersWhatTheConfigAllowsOnceAndReportsTheRest(t *testing.T) {
 }
 
 func TestAnExcludedDeviceAndACancelledRequestAreNotAnswered(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -185,6 +187,7 @@ func TestAnExcludedDeviceAndACancelledRequestAreNotAnswered(t *testing.T) {
 }
 
 func TestAStockClientIsAnsweredByItsOwnMeans(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	key := w.newKey(t, "1")
 	w.manage(t, "managed")
@@ -219,6 +222,7 @@ func lostKey(t *testing.T) (w *world, lost backupkey.Key, version string) {
 }
 
 func TestTheOldKeyIsAskedOfTheUsersOtherDevices(t *testing.T) {
+	t.Parallel()
 	w, lost, _ := lostKey(t)
 	check(t, w.stock.Machine.CryptoStore.PutSecret(t.Context(), id.SecretMegolmBackupV1, lost.RevealBase64()))
 	w.newKey(t, "1")
@@ -251,6 +255,7 @@ func ourRequests(t *testing.T, receiver *keyheraldtest.Receiver) (requests, canc
 }
 
 func TestAnAnswerIsTakenOnlyForTheOpenRequestFromWhomItWentToAndIfItFits(t *testing.T) {
+	t.Parallel()
 	w, lost, _ := lostKey(t)
 	ctx := t.Context()
 	peer := w.verifiedReceiver(t, "PEER")

@@ -17,6 +17,7 @@ import (
 // TestSendersOnTheRealDatabase lets every honest sender and a part of the attacks speak to the real recorder:
 // what it keeps and audits is what the senders were answered.
 func TestSendersOnTheRealDatabase(t *testing.T) {
+	t.Parallel()
 	_, _, database := newDatabase(t)
 	db, arrivals, _ := newReplica(t, database, 0)
 	w := senders.New(t)

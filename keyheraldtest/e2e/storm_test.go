@@ -16,6 +16,7 @@ import (
 )
 
 func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	db, _, database := newDatabase(t)
 	clock := &keyheraldtest.Clock{}

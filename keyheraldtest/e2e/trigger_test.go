@@ -17,6 +17,7 @@ import (
 
 // Each trigger is a real one: the server was made to send it, the device received and rejected it.
 func TestADeviceRejectsWhatIsNotForItAndNowAndDoesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.manage(t, "managed")
 	rejected := func(want protocol.ErrorCode) {
@@ -43,6 +44,7 @@ func TestADeviceRejectsWhatIsNotForItAndNowAndDoesNothing(t *testing.T) {
 }
 
 func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	key := w.newKey(t, "1")
@@ -69,6 +71,7 @@ func TestADeviceRejectsASequenceItHasSeenAndSaysItsMark(t *testing.T) {
 
 // Alice's own cross-signed device is as near as a stranger gets: it may push secrets, and not give orders.
 func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")
@@ -103,6 +106,7 @@ func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
 }
 
 func TestAnotherDeviceIsTriedWhenTheFirstDoesNotAnswerAndBothMeetWithoutHarm(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.newKey(t, "1")

@@ -137,6 +137,7 @@ func (w *world) comeBack(t *testing.T, old *device.Account, receiver *keyheraldt
 }
 
 func TestADeviceWhoseStoreWentBackIsFoundByItsStatusAndComesBackAsANewLogin(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	receiver := w.verifiedReceiver(t, "WIRE")
 	received := w.forget(t, receiver)
@@ -153,6 +154,7 @@ func TestADeviceWhoseStoreWentBackIsFoundByItsStatusAndComesBackAsANewLogin(t *t
 }
 
 func TestADeviceWhoseStoreWentBackSeesItInATriggerAndDoesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	receiver := w.verifiedReceiver(t, "WIRE")

@@ -17,6 +17,7 @@ func (w *world) receiver(t *testing.T, deviceID id.DeviceID) *keyheraldtest.Rece
 }
 
 func TestOnTheWireAPushHasNameAndSecretAndNoRequestID(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	receiver := w.receiver(t, "WIRE")

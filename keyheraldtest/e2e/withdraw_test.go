@@ -155,6 +155,7 @@ func (w *world) outcomes(t *testing.T, key uuid.UUID) map[string]int {
 }
 
 func TestPushesOfASupersededVersionThatWereNotSentAreWithdrawn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	receiver := w.verifiedReceiver(t, "WIRE")
@@ -195,6 +196,7 @@ func TestPushesOfASupersededVersionThatWereNotSentAreWithdrawn(t *testing.T) {
 }
 
 func TestACancelWithdrawsPushesAndARetryPushesThemInAnotherRound(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	receiver := w.verifiedReceiver(t, "WIRE")
@@ -230,6 +232,7 @@ func TestACancelWithdrawsPushesAndARetryPushesThemInAnotherRound(t *testing.T) {
 // The older version is being made on the homeserver while the newer trigger comes: neither its journal row nor its pushes
 // come back, and the history that only the version before it holds is not forgotten.
 func TestWorkThatIsSupersededWhileItMakesAVersionDoesNotComeBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	firstKey, err := backup.NewMegolmBackupKey()
