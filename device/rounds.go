@@ -192,21 +192,36 @@ func (a *Account) wasPushed(ctx context.Context, version string, device id.Devic
 	return n > 0, nil
 }
 
-// newTargets plans a round for devices that became targets since the last push: verified later, or let in again.
+// newTargets plans a round for devices that became targets since the last push: verified later, or let in again. Two
+// statuses may be made at once, so what one of them found is looked at again in the transaction that plans, which is
+// alone under the Olm state's lock: the other may have planned it meanwhile, and nobody is pushed to twice.
 func (a *Account) newTargets(ctx context.Context, identity crosssigning.Identity) error {
+	if fresh, err := a.unpushed(ctx, identity); err != nil || len(fresh) == 0 {
+		return err
+	}
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		fresh, err := a.unpushed(ctx, identity)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		return a.again(ctx, causeVerified, fresh)
+	})
+}
+
+// unpushed are the targets that the last push, once it ended, did not go to, and that no round waits for.
+func (a *Account) unpushed(ctx context.Context, identity crosssigning.Identity) (fresh []id.DeviceID, err error) {
 	j, ok, err := a.lastPush(ctx)
 	if err != nil || !ok || !j.Ended {
-		return err
+		return nil, err
 	}
 	exclude, err := a.excluded(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	waiting, err := a.store.rounds(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var fresh []id.DeviceID
 	for _, device := range identity.Devices {
 		if device.DeviceID == a.client.DeviceID || judgeTarget(device, exclude) != "" {
 			continue
@@ -215,16 +230,13 @@ func (a *Account) newTargets(ctx context.Context, identity crosssigning.Identity
 			continue
 		}
 		if pushed, err := a.wasPushed(ctx, j.NewVersion, device.DeviceID); err != nil {
-			return err
+			return nil, err
 		} else if !pushed {
 			fresh = append(fresh, device.DeviceID)
 		}
 	}
-	if len(fresh) == 0 {
-		return nil
-	}
 	slices.Sort(fresh)
-	return a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.again(ctx, causeVerified, fresh) })
+	return fresh, nil
 }
 
 // excluded are the devices that get no key, by any push, repetition or answer: the last accepted trigger says which.

@@ -193,6 +193,7 @@ func (w *faulty) checkLog(t *testing.T) {
 		{"rotation.done", `SELECT COUNT(*) FROM rotation WHERE state = 'done'`},
 		{"progress.reported", `SELECT COUNT(*) FROM report WHERE rotation_id IS NOT NULL`},
 		{"status.reported,drift.reported", `SELECT COUNT(*) FROM report WHERE news`},
+		{"delivery.reported", `SELECT COUNT(*) FROM delivery`},
 		{"message.undecryptable", `SELECT 0`},
 		{"message.unusable", `SELECT 0`},
 	} {
@@ -203,13 +204,6 @@ func (w *faulty) checkLog(t *testing.T) {
 		if told != happened {
 			t.Errorf("the log has %d %s, and it happened %d times", told, pair.actions, happened)
 		}
-	}
-	// A target that is pushed to again, as after it began a new Olm session, has an event for each time.
-	var told, happened int
-	check(t, w.db.QueryRow(t.Context(), `SELECT (SELECT COUNT(DISTINCT (rotation, subject)) FROM audit_log WHERE action = 'delivery.reported'), (SELECT COUNT(*) FROM delivery)`).
-		Scan(&told, &happened))
-	if told != happened {
-		t.Errorf("the log tells of %d targets, and there are %d", told, happened)
 	}
 	r := w.onlyRotation(t)
 	lines, err := w.db.Log(t.Context(), r.ID.String(), 100)
