@@ -34,6 +34,10 @@ type Client struct {
 	cancel    context.CancelFunc
 	done      chan struct{}
 
+	// own is held over whatever reads or writes the machine's own public keys, which it does not guard itself: by the sync
+	// for each response, and by who makes or fetches them meanwhile.
+	own sync.Mutex
+
 	mu      sync.Mutex
 	pushes  []Push
 	arrived chan struct{}
@@ -86,7 +90,11 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	}
 	syncer := client.Syncer.(*mautrix.DefaultSyncer)
 	syncer.OnEvent(client.StateStoreSyncHandler)
-	syncer.OnSync(machine.ProcessSyncResponse)
+	syncer.OnSync(func(ctx context.Context, response *mautrix.RespSync, since string) bool {
+		c.own.Lock()
+		defer c.own.Unlock()
+		return machine.ProcessSyncResponse(ctx, response, since)
+	})
 	c.GoOnline(ctx)
 	return c, nil
 }
@@ -129,11 +137,10 @@ func cryptoStore(ctx context.Context, device id.DeviceID) (*crypto.SQLCryptoStor
 	return store, directory, store.DB.Upgrade(ctx)
 }
 
-// Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key. The machine does
-// not guard its own public keys from a sync that comes meanwhile.
+// Bootstrap makes the user's cross-signing identity and secret storage, and returns the recovery key.
 func (c *Client) Bootstrap(ctx context.Context, password string) (string, error) {
-	c.GoOffline()
-	defer c.GoOnline(ctx)
+	c.own.Lock()
+	defer c.own.Unlock()
 	recoveryKey, _, err := c.Machine.GenerateAndUploadCrossSigningKeysWithPassword(ctx, password, "")
 	if err != nil {
 		return "", fmt.Errorf("bootstrapping cross-signing: %w", err)
@@ -162,11 +169,27 @@ func patiently(ctx context.Context, do func() error) error {
 
 // Verify cross-signs this device with the user's recovery key, and reads the user's own keys, as a client's device list does.
 func (c *Client) Verify(ctx context.Context, recoveryKey string) error {
-	if err := patiently(ctx, func() error { return c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey) }); err != nil {
+	err := patiently(ctx, func() error {
+		c.own.Lock()
+		defer c.own.Unlock()
+		return c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey)
+	})
+	if err != nil {
 		return fmt.Errorf("verifying %s: %w", c.DeviceID, err)
 	}
-	_, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true)
+	_, err = c.OwnDevices(ctx)
 	return err
+}
+
+// OwnDevices reads the user's devices from the homeserver, and the user's own keys with them.
+func (c *Client) OwnDevices(ctx context.Context) (map[id.DeviceID]*id.Device, error) {
+	c.own.Lock()
+	defer c.own.Unlock()
+	fetched, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true)
+	if err != nil {
+		return nil, fmt.Errorf("reading the devices of %s: %w", c.UserID, err)
+	}
+	return fetched[c.UserID], nil
 }
 
 // CreateBackup makes a key-backup version signed by the device and writes the recovery copy.
@@ -223,8 +246,8 @@ func (c *Client) WriteHistory(ctx context.Context, version id.KeyBackupVersion, 
 
 // WriteMessage makes an encrypted room, gives its room key to all of the user's devices, and sends a message.
 func (c *Client) WriteMessage(ctx context.Context, text string) (id.RoomID, id.EventID, error) {
-	if _, err := c.Machine.FetchKeys(ctx, []id.UserID{c.UserID}, true); err != nil {
-		return "", "", fmt.Errorf("reading the user's devices: %w", err)
+	if _, err := c.OwnDevices(ctx); err != nil {
+		return "", "", err
 	}
 	room, message, _, err := c.write(ctx, text, []id.UserID{c.UserID})
 	return room, message, err

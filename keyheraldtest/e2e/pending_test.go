@@ -11,7 +11,6 @@ import (
 	"maunium.net/go/mautrix/crypto"
 	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
@@ -53,9 +52,9 @@ func TestSecretsThatWaitForAPersonAreDecidedWhileTheFleetRuns(t *testing.T) {
 	})
 	wait(t, "the account to run", func() bool { return !w.seen(t).IsZero() })
 
-	fetched, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true)
+	own, err := w.stock.OwnDevices(ctx)
 	check(t, err)
-	managed := fetched[w.alice][w.managedID(t)]
+	managed := own[w.managedID(t)]
 	push := func(name string, secret []byte) {
 		t.Helper()
 		check(t, w.stock.Machine.SendEncryptedToDevice(ctx, managed, event.ToDeviceSecretPush, event.Content{Raw: map[string]any{

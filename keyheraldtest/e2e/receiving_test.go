@@ -6,7 +6,6 @@ import (
 
 	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
@@ -42,11 +41,11 @@ func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t 
 	}
 	devices, err := w.db.Devices(ctx, w.alice)
 	check(t, err)
-	fetched, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true)
+	fetched, err := w.stock.OwnDevices(ctx)
 	check(t, err)
 	send := func(content map[string]any) {
 		t.Helper()
-		target := fetched[w.alice][devices[0].DeviceID]
+		target := fetched[devices[0].DeviceID]
 		check(t, w.stock.Machine.SendEncryptedToDevice(ctx, target, event.ToDeviceSecretSend, event.Content{Raw: content}))
 	}
 	secret, err := backupkey.FromBytes(own.Bytes())

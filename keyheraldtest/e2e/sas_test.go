@@ -153,7 +153,7 @@ func TestADeviceIsVerifiedWhereTheOtherOneAsksAndStarts(t *testing.T) {
 		asked = true
 		run(t, func(runCtx context.Context) (err error) {
 			// Its device list is as of before this device came.
-			if _, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true); err != nil {
+			if _, err := w.stock.OwnDevices(ctx); err != nil {
 				return err
 			}
 			if transaction, err = w.stock.SAS.StartVerification(ctx, w.alice); err != nil {

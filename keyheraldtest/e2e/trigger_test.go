@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 	"maunium.net/go/mautrix/event"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/protocol"
@@ -78,9 +77,9 @@ func TestATriggerFromAnyoneButThePinnedBotIsIgnored(t *testing.T) {
 	w.manage(t, "managed")
 	devices, err := w.db.Devices(ctx, w.alice)
 	check(t, err)
-	fetched, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true)
+	fetched, err := w.stock.OwnDevices(ctx)
 	check(t, err)
-	target := fetched[w.alice][devices[0].DeviceID]
+	target := fetched[devices[0].DeviceID]
 	forged := protocol.Trigger{RotationID: uuid.New(), Attempt: 1, Sequence: time.Now().Add(time.Hour).UnixMicro(), UserID: w.alice, Secret: protocol.SecretMegolmBackup,
 		Action: protocol.ActionPush, KMS: protocol.KMSRef{Name: "dev", Path: "keyherald/alice", Version: "1"}, IssuedAt: protocol.At(time.Now()), ExpiresAt: protocol.At(time.Now().Add(time.Hour))}
 	check(t, w.stock.Machine.SendEncryptedToDevice(ctx, target, protocol.TypeTrigger, event.Content{Parsed: forged}))

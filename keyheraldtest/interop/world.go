@@ -166,11 +166,11 @@ func (w *world) makeNio(ctx context.Context, dir string) error {
 	if err := w.nio.do(ctx, "login", parameters, &w.nioKeys); err != nil {
 		return err
 	}
-	fetched, err := w.stock.Machine.FetchKeys(ctx, []id.UserID{w.alice}, true)
+	devices, err := w.stock.OwnDevices(ctx)
 	if err != nil {
 		return err
 	}
-	device, ok := fetched[w.alice][w.nioKeys.DeviceID]
+	device, ok := devices[w.nioKeys.DeviceID]
 	if !ok || device.SigningKey != w.nioKeys.Ed25519 || device.IdentityKey != w.nioKeys.Curve25519 {
 		return errors.New("the homeserver does not tell matrix-nio's keys")
 	}
