@@ -56,6 +56,11 @@ var (
 	unsentWord = because(RefusedNoOneTimeKey)
 )
 
+// act is what a managed device says that it did, with its user or with another device of his.
+func act(action Action, tells string) entry {
+	return entry{action, tells, []Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields}
+}
+
 // Who acts: the people of the command line.
 var (
 	people   = []Role{Admin, Operator}
@@ -172,24 +177,15 @@ var vocabulary = []entry{
 		[]Role{Managed}, []kindOfSubject{aUser}, ofNone, []Outcome{Reported}, append([]field{drift}, statusFields...)},
 
 	// What managed devices do with their users' secrets, beside rotations. Each says when it was in `at`.
-	{SecretRequestAnswered, "A managed device gave another cross-signed device of its user the secret that it asked for.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{SecretRequestRefused, "A managed device did not answer a request for a secret.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{SecretKept, "A managed device kept a secret that it had asked for, or that somebody accepted.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{SecretAccepted, "Somebody accepted a secret that waited for his word at the managed device.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{SecretRejected, "Somebody rejected a secret that waited for his word at the managed device.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{RecoveryKeyProvided, "A managed device was given its user's present recovery key.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{RecoveryKeyReplaced, "A managed device replaced its user's recovery key.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{DeviceVerified, "Another device of the user verified the managed one by emoji.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
-	{AccountEnded, "A managed device's login is refused for good, so it does nothing any more.",
-		[]Role{Managed}, []kindOfSubject{aUser, aDevice}, ofNone, []Outcome{Reported}, actFields},
+	act(SecretRequestAnswered, "A managed device gave another cross-signed device of its user the secret that it asked for."),
+	act(SecretRequestRefused, "A managed device did not answer a request for a secret."),
+	act(SecretKept, "A managed device kept a secret that it had asked for, or that somebody accepted."),
+	act(SecretAccepted, "Somebody accepted a secret that waited for his word at the managed device."),
+	act(SecretRejected, "Somebody rejected a secret that waited for his word at the managed device."),
+	act(RecoveryKeyProvided, "A managed device was given its user's present recovery key."),
+	act(RecoveryKeyReplaced, "A managed device replaced its user's recovery key."),
+	act(DeviceVerified, "Another device of the user verified the managed one by emoji."),
+	act(AccountEnded, "A managed device's login is refused for good, so it does nothing any more."),
 
 	// Messages to and from the bot.
 	{MessageDropped, "Messages to the bot were dropped unread; they are counted by the minute.",

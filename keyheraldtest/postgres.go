@@ -51,6 +51,18 @@ func (d *Database) Roles() postgres.Roles {
 // Admin is who acts where a test plays an admin.
 func Admin() audit.Actor { return audit.ByLocal("test", "test") }
 
+// RunWithPostgres runs a package's tests with a cluster of their own, which *cluster is while they run, and returns what
+// the test program exits with: TestMain's last line.
+func RunWithPostgres(cluster **Postgres, run func() int) int {
+	var err error
+	if *cluster, err = StartPostgres(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = (*cluster).Close() }()
+	return run()
+}
+
 // StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
 func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	initdbProgram, err := postgresProgram("initdb")

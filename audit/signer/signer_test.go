@@ -25,14 +25,7 @@ import (
 var cluster *keyheraldtest.Postgres
 
 func TestMain(m *testing.M) {
-	var err error
-	if cluster, err = keyheraldtest.StartPostgres(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	status := m.Run()
-	_ = cluster.Close()
-	os.Exit(status)
+	os.Exit(keyheraldtest.RunWithPostgres(&cluster, m.Run))
 }
 
 func check(t *testing.T, err error) {

@@ -60,23 +60,31 @@ func (d *Directory) Publish(ctx context.Context, c checkpoint.Signed) error {
 	if err != nil {
 		return err
 	}
-	if older, err := olderThan(d.keys, present, c); err != nil || !older {
+	toWrite, err := files(d.keys, present, c)
+	if err != nil {
 		return err
 	}
-	names := []string{dailyName(c), latest}
-	if present == "" {
-		names = append([]string{mark}, names...)
-	}
-	for _, name := range names {
-		content := c.Note
-		if name == mark {
-			content = d.keys.Name + "\n"
-		}
-		if err := atomicfile.Replace(filepath.Join(d.path, name), []byte(content), 0o644); err != nil {
-			return fmt.Errorf("writing the checkpoint %s: %w", name, err)
+	for _, file := range toWrite {
+		if err := atomicfile.Replace(filepath.Join(d.path, file.name), []byte(file.content), 0o644); err != nil {
+			return fmt.Errorf("writing the checkpoint %s: %w", file.name, err)
 		}
 	}
 	return nil
+}
+
+type file struct{ name, content string }
+
+// files are what a checkpoint is written as, in this order, where a sink that can be read back has present; none where
+// that is not older.
+func files(keys checkpoint.Keys, present string, c checkpoint.Signed) ([]file, error) {
+	if older, err := olderThan(keys, present, c); err != nil || !older {
+		return nil, err
+	}
+	var all []file
+	if present == "" {
+		all = append(all, file{mark, keys.Name + "\n"})
+	}
+	return append(all, file{dailyName(c), c.Note}, file{latest, c.Note}), nil
 }
 
 // dailyName is where a day's last checkpoint is kept for good.

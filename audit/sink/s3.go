@@ -95,22 +95,15 @@ func (s *S3) Publish(ctx context.Context, c checkpoint.Signed) error {
 	if err != nil {
 		return err
 	}
-	if older, err := olderThan(s.keys, present, c); err != nil || !older {
+	toWrite, err := files(s.keys, present, c)
+	if err != nil {
 		return err
 	}
-	names := []string{dailyName(c), latest}
-	if present == "" {
-		names = append([]string{mark}, names...)
-	}
-	for _, name := range names {
-		content := c.Note
-		if name == mark {
-			content = s.keys.Name + "\n"
-		}
-		_, err := s.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &s.bucket, Key: aws.String(s.prefix + name),
-			Body: strings.NewReader(content), ContentType: aws.String("text/plain; charset=utf-8")})
+	for _, file := range toWrite {
+		_, err := s.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &s.bucket, Key: aws.String(s.prefix + file.name),
+			Body: strings.NewReader(file.content), ContentType: aws.String("text/plain; charset=utf-8")})
 		if err != nil {
-			return fmt.Errorf("writing the checkpoint %s%s: %w", s.prefix, name, err)
+			return fmt.Errorf("writing the checkpoint %s%s: %w", s.prefix, file.name, err)
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,14 +27,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	var err error
-	if cluster, err = keyheraldtest.StartPostgres(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	status := m.Run()
-	_ = cluster.Close()
-	os.Exit(status)
+	os.Exit(keyheraldtest.RunWithPostgres(&cluster, m.Run))
 }
 
 func check(t *testing.T, err error) {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -346,14 +345,7 @@ func (w *world) keyherald(ctx context.Context, args ...string) (string, error) {
 }
 
 func (w *world) command(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(w.config.Programs, name), args...)
-	cmd.Dir = w.config.Dir
-	var out, problem bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &problem
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(problem.String()))
-	}
-	return out.String(), nil
+	return keyheraldtest.Command(ctx, w.config.Dir, filepath.Join(w.config.Programs, name), args...)
 }
 
 func (w *world) process(name, program string, args ...string) *process {

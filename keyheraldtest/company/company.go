@@ -271,14 +271,7 @@ func (c *Company) Keyherald(ctx context.Context, args ...string) (string, error)
 
 // Command runs one command of a program in Dir and returns what it printed.
 func (c *Company) Command(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.config.Programs, name), args...)
-	cmd.Dir = c.config.Dir
-	var out, problem bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &problem
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(problem.String()))
-	}
-	return out.String(), nil
+	return keyheraldtest.Command(ctx, c.config.Dir, filepath.Join(c.config.Programs, name), args...)
 }
 
 // Run runs a program until Close or stop, its log in a file of its name.

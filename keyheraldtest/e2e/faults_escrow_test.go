@@ -15,6 +15,21 @@ import (
 	"github.com/keyherald/keyherald/kms/kmsconfig"
 )
 
+// recoveryKMS is a setec into which the device may put recovery keys, and not read them; reader is whoever may.
+func (w *world) recoveryKMS(t *testing.T) (url string, reader setec.Client) {
+	t.Helper()
+	kms, err := testsetec.Start(t.Context(), w.dir)
+	check(t, err)
+	t.Cleanup(func() { _ = kms.Close() })
+	recoveryKeys := acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionInfo, acl.ActionCreateVersion}}
+	url, err = kms.Principal("device", testsetec.DeviceRules(kmsPath), recoveryKeys)
+	check(t, err)
+	recoveryKeys.Action = []acl.Action{acl.ActionGet}
+	readerURL, err := kms.Principal("reader", recoveryKeys)
+	check(t, err)
+	return url, setec.Client{Server: readerURL}
+}
+
 // A device that makes its user's first identity puts the recovery key into the KMS before anything is uploaded. Every
 // write on the way fails once, before and after it took effect. An identity that nobody can recover must not come
 // about, and who tries again is through, or is told what to do.
@@ -22,16 +37,7 @@ func TestAFirstIdentityIsRecoverableWhicheverWriteFails(t *testing.T) {
 	t.Parallel()
 	w := newParts(t)
 	ctx := t.Context()
-	kms, err := testsetec.Start(ctx, w.dir)
-	check(t, err)
-	t.Cleanup(func() { _ = kms.Close() })
-	recoveryKeys := acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionInfo, acl.ActionCreateVersion}}
-	url, err := kms.Principal("device", testsetec.DeviceRules(kmsPath), recoveryKeys)
-	check(t, err)
-	recoveryKeys.Action = []acl.Action{acl.ActionGet}
-	readerURL, err := kms.Principal("reader", recoveryKeys)
-	check(t, err)
-	reader := setec.Client{Server: readerURL}
+	url, reader := w.recoveryKMS(t)
 
 	recorder := &faults.Recorder{}
 	toKMS, err := recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)

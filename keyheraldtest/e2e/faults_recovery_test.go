@@ -9,13 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tailscale/setec/acl"
 	"github.com/tailscale/setec/client/setec"
 	"maunium.net/go/mautrix/crypto/ssss"
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
-	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
 )
 
@@ -34,18 +32,8 @@ type replacing struct {
 func newReplacing(t *testing.T) *replacing {
 	t.Helper()
 	w := newWorld(t)
-	ctx := t.Context()
-	kms, err := testsetec.Start(ctx, w.dir)
-	check(t, err)
-	t.Cleanup(func() { _ = kms.Close() })
-	// The device may put recovery keys there, and not read them.
-	recoveryKeys := acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionInfo, acl.ActionCreateVersion}}
-	url, err := kms.Principal("device", testsetec.DeviceRules(kmsPath), recoveryKeys)
-	check(t, err)
-	recoveryKeys.Action = []acl.Action{acl.ActionGet}
-	readerURL, err := kms.Principal("reader", recoveryKeys)
-	check(t, err)
-	r := &replacing{world: w, recorder: &faults.Recorder{}, reader: setec.Client{Server: readerURL}, recoveryKey: w.recoveryKey, present: w.fourS(t, w.recoveryKey)}
+	url, reader := w.recoveryKMS(t)
+	r := &replacing{world: w, recorder: &faults.Recorder{}, reader: reader, recoveryKey: w.recoveryKey, present: w.fourS(t, w.recoveryKey)}
 	r.recorder.Begin()
 	toKMS, err := r.recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)
 	check(t, err)

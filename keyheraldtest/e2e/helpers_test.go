@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -18,13 +17,7 @@ import (
 var cluster *keyheraldtest.Postgres
 
 func TestMain(m *testing.M) {
-	var err error
-	if cluster, err = keyheraldtest.StartPostgres(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	status := m.Run()
-	_ = cluster.Close()
+	status := keyheraldtest.RunWithPostgres(&cluster, m.Run)
 	if all := flag.Lookup("test.run").Value.String() == ""; all && status == 0 {
 		status = missingCauses()
 	}
