@@ -67,6 +67,7 @@ const (
 	SealingResumed        Action = "audit.sealing_resumed"
 	LossAccepted          Action = "audit.loss_accepted"
 	EventMissing          Action = "audit.event_missing"
+	AlterationFound       Action = "audit.alteration_found"
 	DetailRedacted        Action = "audit.redacted"
 	LogRead               Action = "audit.read"
 	LogExported           Action = "audit.exported"

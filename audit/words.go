@@ -97,6 +97,7 @@ const (
 	ProblemDiverged         Problem = "diverged"
 	ProblemTreeDamaged      Problem = "tree_damaged"
 	ProblemForeignStatement Problem = "foreign_statement"
+	ProblemAltered          Problem = "altered"
 	ProblemError            Problem = "error"
 )
 

@@ -65,6 +65,7 @@ var actionClasses = map[audit.Action]ocsfClass{
 	audit.SealingStopped:    {class: detectionFinding, activity: 1, title: "The audit log is not signed: the database went back, diverged or is damaged"},
 	audit.SealingResumed:    {class: detectionFinding, activity: findingClosed, title: "The audit log is signed again"},
 	audit.EventMissing:      {class: detectionFinding, activity: 1, title: "An event was deleted before it was sealed"},
+	audit.AlterationFound:   {class: detectionFinding, activity: 1, title: "The audit log in the database is not what was sealed"},
 	audit.LossAccepted:      {class: detectionFinding, activity: 1, title: "A part of the audit log is lost, and the loss was accepted"},
 }
 

@@ -3,7 +3,8 @@
 //
 // A checkpoint is committed with its leaves, and then published to sinks outside the database. Before anything is
 // signed, the checkpoints that sinks remember are held against the database: one that was restored to an earlier state,
-// or written anew, is never signed, and people are called. Events go on being appended meanwhile.
+// or written anew, is never signed, and people are called. Events go on being appended meanwhile. Now and then the whole
+// log is looked over, for what was altered in a part that nothing is built on any more.
 //
 // Trusted are the signing keys and the sinks that can be read back, neither of them in the database. What somebody with
 // the rights of a superuser takes out of the database before it was sealed (about a second) cannot be seen, unless he
@@ -60,18 +61,21 @@ type Config struct {
 	Sinks []Sink
 	// Interval is the time between batches while there are events; default one second.
 	Interval time.Duration
-	Now      func() time.Time
-	Log      zerolog.Logger
+	// InspectInterval is the time between looks over the whole log; default one day.
+	InspectInterval time.Duration
+	Now             func() time.Time
+	Log             zerolog.Logger
 }
 
 // Signer is safe for concurrent use.
 type Signer struct {
-	db       *postgres.DB
-	keys     checkpoint.Keys
-	sinks    []Sink
-	interval time.Duration
-	now      func() time.Time
-	log      zerolog.Logger
+	db           *postgres.DB
+	keys         checkpoint.Keys
+	sinks        []Sink
+	interval     time.Duration
+	inspectEvery time.Duration
+	now          func() time.Time
+	log          zerolog.Logger
 
 	mu     sync.Mutex // guards the rest
 	status Status
@@ -90,6 +94,8 @@ type Status struct {
 	Stopped bool
 	// Unpublished are the sinks that did not take the newest checkpoint.
 	Unpublished []string
+	// Inspection is this replica's newest look over the whole log; its time is zero where there was none yet.
+	Inspection Inspection
 }
 
 // New checks the configuration; it does no I/O.
@@ -100,10 +106,13 @@ func New(config Config) (*Signer, error) {
 	if config.Interval == 0 {
 		config.Interval = time.Second
 	}
+	if config.InspectInterval == 0 {
+		config.InspectInterval = 24 * time.Hour
+	}
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	return &Signer{db: config.DB, keys: config.Keys, sinks: config.Sinks, interval: config.Interval, now: config.Now, log: config.Log,
+	return &Signer{db: config.DB, keys: config.Keys, sinks: config.Sinks, interval: config.Interval, inspectEvery: config.InspectInterval, now: config.Now, log: config.Log,
 		published: map[string]checkpoint.Checkpoint{}}, nil
 }
 
@@ -137,6 +146,10 @@ func (s *Signer) lead(ctx context.Context) error {
 	if err := s.requeue(ctx, time.Time{}); err != nil {
 		return err
 	}
+	inspecting, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.inspections(inspecting) }()
+	defer func() { stop(); <-ended }()
 	looked := s.now()
 	for ctx.Err() == nil {
 		if now := s.now(); now.Sub(looked) > requeueInterval {

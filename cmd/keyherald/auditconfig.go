@@ -24,7 +24,9 @@ type auditConfig struct {
 	SigningKeyFiles []string `yaml:"signing_key_files"`
 	// Interval is the time between batches.
 	Interval time.Duration `yaml:"interval"`
-	Sinks    []sinkConfig  `yaml:"sinks"`
+	// InspectInterval is the time between looks over the whole log.
+	InspectInterval time.Duration `yaml:"inspect_interval"`
+	Sinks           []sinkConfig  `yaml:"sinks"`
 }
 
 // sinkConfig is one place outside the database; which keys it takes depends on its type.
@@ -82,6 +84,8 @@ func (a auditConfig) validate(development bool, signerURLFile string) error {
 		return fmt.Errorf("audit.signing_key_files is empty: `keyherald audit keygen --name %s --out audit.key` makes a key", a.Name)
 	case a.Interval < 10*time.Millisecond || a.Interval > time.Minute:
 		return fmt.Errorf("audit.interval is %s: write 1s", a.Interval)
+	case a.InspectInterval < time.Minute || a.InspectInterval > 7*24*time.Hour:
+		return fmt.Errorf("audit.inspect_interval is %s: write 24h, or anything from 1m to 168h", a.InspectInterval)
 	case signerURLFile == "":
 		return errors.New("database.signer_url_file is missing: the audit log is sealed by a role of its own; `keyherald migrate --print-roles` prints the SQL that makes it")
 	}
@@ -189,7 +193,7 @@ func (c config) openSigner(ctx context.Context, log zerolog.Logger) (*signer.Sig
 	if err := db.CheckSchema(ctx); err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}
-	s, err := signer.New(signer.Config{DB: db, Keys: keys, Sinks: sinks, Interval: c.Audit.Interval, Log: log})
+	s, err := signer.New(signer.Config{DB: db, Keys: keys, Sinks: sinks, Interval: c.Audit.Interval, InspectInterval: c.Audit.InspectInterval, Log: log})
 	if err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}

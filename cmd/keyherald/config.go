@@ -119,7 +119,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second}}
+	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)

@@ -34,13 +34,15 @@ var (
 	sizeDesc      = prometheus.NewDesc("keyherald_audit_tree_size", "Events of the audit log that the newest checkpoint covers.", nil, nil)
 	stoppedDesc   = prometheus.NewDesc("keyherald_audit_signer_stopped", "1 where nothing is signed until people act: the database went back, or was changed.", nil, nil)
 	problemDesc   = prometheus.NewDesc("keyherald_audit_signer_problem", "1 while nothing can be signed, for whatever reason.", nil, nil)
+	alteredDesc   = prometheus.NewDesc("keyherald_audit_altered", "1 where the newest look over the whole audit log found that it was altered.", nil, nil)
+	inspectedDesc = prometheus.NewDesc("keyherald_audit_inspected_timestamp_seconds", "When the whole audit log was looked over last by this replica, as Unix time.", nil, nil)
 	unpublDesc    = prometheus.NewDesc("keyherald_audit_sinks_behind", "Sinks that did not take the newest checkpoint.", nil, nil)
 	databaseDesc  = prometheus.NewDesc("keyherald_database_up", "1 if the database answered this scrape.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, unpublDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, alteredDesc, inspectedDesc, unpublDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -92,6 +94,10 @@ func (g gauges) collectSeal(ctx context.Context, send func(*prometheus.Desc, flo
 	status := g.sealer.Status()
 	send(stoppedDesc, is(status.Stopped))
 	send(problemDesc, is(status.Problem != nil))
+	if seen := status.Inspection; !seen.At.IsZero() {
+		send(alteredDesc, is(seen.Altered != ""))
+		send(inspectedDesc, float64(seen.At.Unix()))
+	}
 	send(unpublDesc, float64(len(status.Unpublished)))
 	if n, oldest, err := g.db.Unsealed(ctx); err == nil {
 		lag := 0.0

@@ -246,9 +246,15 @@ func newWeb(registration appservice.Registration, notifications *intake.Handler,
 		if bot.Leading() {
 			role = "holding the bot\n"
 		}
-		if sealer != nil && sealer.Status().Problem != nil {
+		if sealer != nil {
 			// Ready all the same: notifications are taken, and events appended.
-			role += "the audit log is not signed: " + sealer.Status().Problem.Error() + "\n"
+			status := sealer.Status()
+			if status.Problem != nil {
+				role += "the audit log is not signed: " + status.Problem.Error() + "\n"
+			}
+			if status.Inspection.Altered != "" {
+				role += "the audit log was changed: " + status.Inspection.Altered + "\n"
+			}
 		}
 		return c.String(http.StatusOK, role)
 	})

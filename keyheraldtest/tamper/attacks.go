@@ -20,7 +20,8 @@ type attack struct {
 	// signer is what the signer must do, where the attack is his to find: nothing that was sealed is altered, or nothing
 	// that is in a bundle.
 	signer string
-	// inPlace: it alters what is in no bundle and what the signer never reads again, so `keyherald audit verify` must find it.
+	// inPlace: it alters what is in no bundle and what nothing is built on any more. The signer must find it when it looks
+	// over the whole log, and `keyherald audit verify`.
 	inPlace bool
 	// checkpoints are those that the auditor has; both if empty.
 	checkpoints []string

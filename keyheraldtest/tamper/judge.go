@@ -32,6 +32,10 @@ func (s seen) judge(a attack) string {
 		return "the signer names no events: " + s.signer.says
 	case a.inPlace && s.inPlace.Verdict != altered:
 		return fmt.Sprintf("`keyherald audit verify` calls it %q: %s", s.inPlace.Verdict, s.inPlace.Headline)
+	case a.inPlace && s.signer.word != inspected:
+		return fmt.Sprintf("the signer %s: %s", s.signer.word, s.signer.says)
+	case a.inPlace && s.signer.found.about(a) == nil:
+		return "the signer names another place: " + s.signer.says
 	case a.named() && s.finding(a) == nil:
 		return fmt.Sprintf("no finding is about event %d and nothing outside %d to %d: %s", a.leaf, a.first, a.last, s.report(a).Headline)
 	}
@@ -49,10 +53,13 @@ func (s seen) report(a attack) report {
 	return s.with
 }
 
-// finding is the narrowest that names the place as it must be named; nil where none does.
-func (s seen) finding(a attack) *finding {
+// finding is the one that names the place.
+func (s seen) finding(a attack) *finding { return s.report(a).about(a) }
+
+// about is the narrowest finding of a report that names the place of an attack as it must be named; nil where none does.
+func (r report) about(a attack) *finding {
 	var narrowest *finding
-	for _, f := range s.report(a).Findings {
+	for _, f := range r.Findings {
 		if f.Verdict == "remark" || !f.has(a.leaf) || *f.First < a.first || *f.Last > a.last {
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/integrity"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/audit/sink"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -20,13 +21,14 @@ import (
 
 // What the signer may do. Where it signs nothing for another reason it goes on trying.
 const (
-	signs    = "signs"
-	missing  = "signs, and says what is missing"
-	wentBack = "stops: went back"
-	diverged = "stops: diverged"
-	damaged  = "stops: tree damaged"
-	foreign  = "stops: foreign statement"
-	refuses  = "signs nothing"
+	signs     = "signs"
+	missing   = "signs, and says what is missing"
+	wentBack  = "stops: went back"
+	diverged  = "stops: diverged"
+	damaged   = "stops: tree damaged"
+	foreign   = "stops: foreign statement"
+	inspected = "signs, and says what was altered"
+	refuses   = "signs nothing"
 )
 
 // report is what keyherald-verify and `keyherald audit verify` print, as far as it is used here.
@@ -42,6 +44,14 @@ type finding struct {
 	Last    *int64 `json:"last"`
 	Event   string `json:"event"`
 	Text    string `json:"text"`
+}
+
+// reported are the signer's findings as the programs print them.
+func reported(all []integrity.Finding) (r report) {
+	for _, f := range all {
+		r.Findings = append(r.Findings, finding{string(f.Verdict), &f.First, &f.Last, f.Event, f.Text})
+	}
+	return r
 }
 
 // has tells whether a finding is about a leaf.
@@ -96,10 +106,14 @@ func (c *copied) verdict(ctx context.Context, program string, args ...string) (r
 	return r, nil
 }
 
-// signed is what the signer did, in one of the words above, and what it said.
-type signed struct{ word, says string }
+// signed is what the signer did, in one of the words above, and what it said; found is what it found in the whole log.
+type signed struct {
+	word, says string
+	found      report
+}
 
-// sign appends an event and runs a signer, as after a restart, until it has signed all there is or says why not.
+// sign appends an event and runs a signer, as after a restart, until it has signed all there is or says why not, and has
+// looked over the whole log.
 func sign(ctx context.Context, database *keyheraldtest.Database, keys checkpoint.Keys, sinkPath string) (did signed, err error) {
 	writer, err := postgres.Open(ctx, database.WriterURL)
 	if err != nil {
@@ -129,15 +143,22 @@ func sign(ctx context.Context, database *keyheraldtest.Database, keys checkpoint
 	defer func() { stop(); <-ended }()
 	var problem error
 	err = keyheraldtest.Until(ctx, time.Minute, func() error {
-		if problem = s.Status().Problem; problem != nil {
+		status := s.Status()
+		if problem = status.Problem; problem != nil {
 			return nil
+		}
+		if status.Inspection.At.IsZero() {
+			return errors.New("the signer has not looked over the log")
 		}
 		return settled(ctx, writer, directory)
 	})
+	if seen := s.Status().Inspection; err == nil && problem == nil && seen.Altered != "" {
+		return signed{inspected, seen.Altered, reported(seen.Findings)}, nil
+	}
 	if err != nil || problem == nil {
 		return signed{word: signs}, err
 	}
-	did = signed{refuses, problem.Error()}
+	did = signed{word: refuses, says: problem.Error()}
 	for sentinel, word := range map[error]string{signer.ErrWentBack: wentBack, signer.ErrDiverged: diverged, postgres.ErrTreeDamaged: damaged, signer.ErrForeignStatement: foreign} {
 		if errors.Is(problem, sentinel) {
 			did.word = word

@@ -133,7 +133,7 @@ func (h *harness) try(ctx context.Context, n int, a attack) (saw seen, err error
 			return saw, err
 		}
 		if said && saw.signer.word == signs {
-			saw.signer = signed{missing, "event " + c.pendingGone}
+			saw.signer = signed{word: missing, says: "event " + c.pendingGone}
 		}
 	}
 	if a.honest {

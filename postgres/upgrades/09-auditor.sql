@@ -179,6 +179,8 @@ BEGIN
 		WHEN 'audit.sealing_resumed' THEN 'The log is signed again.'
 		WHEN 'audit.loss_accepted' THEN format('%s accepted the loss of a part of the log%s. %s events survive of %s that were signed.', who, because, COALESCE(known ->> 'surviving_size', gone), COALESCE(known ->> 'remembered_size', gone))
 		WHEN 'audit.event_missing' THEN format('The event %s was taken out of the log before it was sealed.', subject)
+		WHEN 'audit.alteration_found' THEN CASE WHEN known ? 'first' THEN format('The log was looked over, and is not what was sealed from event %s to %s.', known ->> 'first', COALESCE(known ->> 'last', gone))
+			ELSE 'The log was looked over, and is not what was sealed.' END
 		WHEN 'audit.redacted' THEN format('%s redacted the detail of the event %s%s.', who, subject, because)
 		WHEN 'audit.read' THEN format('%s read the log (%s).', who, COALESCE(known ->> 'command', gone))
 		WHEN 'audit.exported' THEN format('%s exported the log (%s).', who, COALESCE(known ->> 'format', known ->> 'command', gone))
