@@ -30,6 +30,8 @@ const strangersPerMinute = 60
 type Session struct {
 	*Engine
 	endpoint *todevice.Endpoint
+	// unverified are users who were triggered, and whose devices were not looked at since. Work alone uses it.
+	unverified []id.UserID
 
 	mu        sync.Mutex // guards the rest
 	minute    time.Time

@@ -26,7 +26,6 @@ const triggerBatch = 200
 func (s *Session) Work(ctx context.Context) error {
 	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx), s.tellDropped(ctx))
 	after := uuid.Nil
-	var triggered []id.UserID
 	for {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
 			return errors.Join(all, err)
@@ -35,14 +34,22 @@ func (s *Session) Work(ctx context.Context) error {
 			return errors.Join(all, err)
 		}
 		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)
-		if err != nil || len(due) == 0 {
-			return errors.Join(all, err, s.verify(ctx, triggered))
+		if err != nil {
+			return errors.Join(all, err)
+		}
+		if len(due) == 0 {
+			// Between two batches of users whoever became due meanwhile has his turn.
+			more, err := s.verifySome(ctx)
+			if err != nil || !more {
+				return errors.Join(all, err)
+			}
+			continue
 		}
 		all = errors.Join(all, s.triggerAll(ctx, due))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		triggered = append(triggered, users(due)...)
+		s.unverified = append(s.unverified, users(due)...)
 		after = due[len(due)-1].ID
 	}
 }

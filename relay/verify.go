@@ -15,27 +15,41 @@ import (
 // verifyBatch is how many users are asked for in one request.
 const verifyBatch = 100
 
+// verifySome verifies a batch of those who were triggered, and tells whether there are more. It waits until the triggers
+// have left: the homeserver would take them more slowly.
+func (s *Session) verifySome(ctx context.Context) (more bool, err error) {
+	if len(s.unverified) == 0 {
+		return false, nil
+	}
+	s.endpoint.AwaitFlush()
+	slices.Sort(s.unverified)
+	s.unverified = slices.Compact(s.unverified)
+	n := min(verifyBatch, len(s.unverified))
+	if err := s.verify(ctx, s.unverified[:n]); err != nil {
+		return false, err
+	}
+	s.unverified = slices.Clone(s.unverified[n:])
+	return len(s.unverified) > 0, nil
+}
+
 // verify looks whether the enrolled devices of users who were just triggered still are what was pinned: there, with
 // their keys, cross-signed by the pinned identity. It comes after the triggers, since it takes the homeserver longer
 // than they do; until then nobody but the pinned device can have read one. A device that is something else now needs
 // enrollment, and its rotations are due again.
 func (s *Session) verify(ctx context.Context, of []id.UserID) error {
-	slices.Sort(of)
+	devices, err := s.db.DevicesOf(ctx, of)
+	if err != nil {
+		return err
+	}
+	identities, err := s.endpoint.Identities(ctx, of...)
+	if err != nil {
+		return err
+	}
 	var all error
-	for part := range slices.Chunk(slices.Compact(of), verifyBatch) {
-		devices, err := s.db.DevicesOf(ctx, part)
-		if err != nil {
-			return errors.Join(all, err)
-		}
-		identities, err := s.endpoint.Identities(ctx, part...)
-		if err != nil {
-			return errors.Join(all, err)
-		}
-		for user, owned := range devices {
-			for _, d := range owned {
-				if d.State == postgres.Enrolled && !stillPinned(identities[user], d) {
-					all = errors.Join(all, s.needsEnrollment(ctx, d))
-				}
+	for user, owned := range devices {
+		for _, d := range owned {
+			if d.State == postgres.Enrolled && !stillPinned(identities[user], d) {
+				all = errors.Join(all, s.needsEnrollment(ctx, d))
 			}
 		}
 	}

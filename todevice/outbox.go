@@ -106,17 +106,45 @@ func (e *Endpoint) Flush(ctx context.Context, sent Sent) (next time.Time, err er
 		if err != nil {
 			return time.Time{}, err
 		}
-		for _, request := range due {
-			if err := e.send(ctx, request, sent); errors.Is(err, errHeldBack) {
-				return e.nextDue(ctx)
-			} else if err != nil {
-				return time.Time{}, err
-			}
-		}
-		if len(due) == 0 {
+		if err := e.sendAll(ctx, due, sent); err != nil && !errors.Is(err, errHeldBack) {
+			return time.Time{}, err
+		} else if err != nil || len(due) == 0 {
 			return e.nextDue(ctx)
 		}
 	}
+}
+
+// AwaitFlush returns when no Flush is under way.
+func (e *Endpoint) AwaitFlush() {
+	e.flushing.Lock()
+	defer e.flushing.Unlock()
+}
+
+// sendAll sends requests one after the other. What was taken is recorded while the next request is under way, in the order
+// of the requests; all of it has ended when sendAll returns.
+func (e *Endpoint) sendAll(ctx context.Context, requests []string, sent Sent) (err error) {
+	recorded := make(chan error, 1)
+	recorded <- nil
+	defer func() { err = errors.Join(err, <-recorded) }()
+	for _, request := range requests {
+		rows, answer, err := e.send(ctx, request)
+		err = errors.Join(<-recorded, err)
+		switch {
+		case err != nil || len(rows) == 0:
+		case answer.again:
+			err = e.hold(ctx, request, answer)
+		case answer.refusal != "" && len(rows) > 1:
+			err = e.split(ctx, request, rows)
+		default:
+			go func() { recorded <- e.settle(ctx, request, rows, answer.refusal, sent) }()
+			continue
+		}
+		recorded <- nil
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Endpoint) nextDue(ctx context.Context) (time.Time, error) {
@@ -171,10 +199,11 @@ func (e *Endpoint) messages(ctx context.Context, request string) ([]outboxRow, e
 // errHeldBack ends a Flush: the homeserver asked for a pause, or does not answer.
 var errHeldBack = errors.New("the homeserver takes nothing now")
 
-func (e *Endpoint) send(ctx context.Context, request string, sent Sent) error {
+// send sends a request, and says what the answer means; without rows nothing of it is pending any more.
+func (e *Endpoint) send(ctx context.Context, request string) ([]outboxRow, answer, error) {
 	rows, err := e.messages(ctx, request)
 	if err != nil || len(rows) == 0 {
-		return err
+		return nil, answer{}, err
 	}
 	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
 	for _, row := range rows {
@@ -186,29 +215,27 @@ func (e *Endpoint) send(ctx context.Context, request string, sent Sent) error {
 	url := e.client.BuildClientURL("v3", "sendToDevice", event.ToDeviceEncrypted.Type, request)
 	_, sendErr := e.client.MakeRequest(ctx, http.MethodPut, url, map[string]any{"messages": messages}, nil)
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return nil, answer{}, ctx.Err()
 	}
-	answer := judge(sendErr, rows[0].tries+1)
+	said := judge(sendErr, rows[0].tries+1)
 	switch {
-	case answer.again:
-		e.log.Warn().Err(sendErr).Str("transaction", request).Int("messages", len(rows)).Dur("wait", answer.wait).Msg("To-device messages will be sent again")
-		return e.hold(ctx, request, answer, sendErr)
-	case answer.refusal != "" && len(rows) > 1:
+	case said.again:
+		e.log.Warn().Err(sendErr).Str("transaction", request).Int("messages", len(rows)).Dur("wait", said.wait).Msg("To-device messages will be sent again")
+	case said.refusal != "" && len(rows) > 1:
 		e.log.Warn().Err(sendErr).Str("transaction", request).Int("messages", len(rows)).Msg("The homeserver refused a request: it is split to find the message at fault")
-		return e.split(ctx, request, rows)
 	}
-	return e.settle(ctx, request, rows, answer.refusal, sent)
+	return rows, said, nil
 }
 
 // hold leaves a request for later, and where the homeserver takes nothing at all, ends the Flush.
-func (e *Endpoint) hold(ctx context.Context, request string, answer answer, cause error) error {
+func (e *Endpoint) hold(ctx context.Context, request string, answer answer) error {
 	later := e.now().Add(answer.wait)
 	if answer.pause {
 		e.pausedUntil = later
 	}
 	until := later.UnixMilli()
 	_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET tries = tries + 1, next_try = $1, error = $2 WHERE account_id = $3 AND request = $4 AND state = 'pending'`,
-		until, cause.Error(), e.accountID, request)
+		until, answer.problem, e.accountID, request)
 	if err == nil && answer.pause {
 		_, err = e.db.Exec(ctx, `UPDATE todevice_outbox SET next_try = $1 WHERE account_id = $2 AND state = 'pending' AND next_try < $1`, until, e.accountID)
 	}
@@ -268,9 +295,10 @@ func (e *Endpoint) settle(ctx context.Context, request string, rows []outboxRow,
 type answer struct {
 	// refusal, if not empty, is for good.
 	refusal string
-	// again after wait.
-	again bool
-	wait  time.Duration
+	// again after wait, because of a problem.
+	again   bool
+	wait    time.Duration
+	problem string
 	// pause means that the homeserver asked for one, silent that nobody answered: others would fare no better now.
 	pause, silent bool
 }
@@ -292,7 +320,7 @@ func judge(err error, tries int) answer {
 	if err == nil {
 		return answer{}
 	}
-	later := answer{again: true, wait: backoff(tries)}
+	later := answer{again: true, wait: backoff(tries), problem: err.Error()}
 	var httpErr mautrix.HTTPError
 	if !errors.As(err, &httpErr) || httpErr.Response == nil {
 		later.silent = true
