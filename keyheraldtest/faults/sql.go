@@ -166,13 +166,14 @@ func (c *conn) before(query string) (Mode, error) {
 	if c.tx == nil {
 		_, mode = c.recorder.visit(c.name+": "+what, Lost, Persisted)
 	} else {
-		label := fmt.Sprintf("%s: %s in a transaction after %s", c.name, what, orNothing(c.tx.tables))
 		// A loop of the same writes counts as one: how often it turns differs from run to run.
-		if n := len(c.tx.statements); n == 0 || c.tx.statements[n-1].Label != label {
+		if what != c.tx.looping {
+			label := fmt.Sprintf("%s: %s in a transaction after %s", c.name, what, orNothing(c.tx.tables))
 			var nth int
 			nth, mode = c.recorder.visit(label)
 			c.tx.statements = append(c.tx.statements, Point{label, nth, []Mode{Lost}})
 		}
+		c.tx.looping = what
 	}
 	if mode == Lost {
 		return mode, c.die(query)
@@ -191,6 +192,8 @@ type tx struct {
 	below      driver.Tx
 	tables     []string
 	statements []Point
+	// looping is the newest write, which may come again and again.
+	looping string
 }
 
 func (t *tx) wrote(query string) {
