@@ -36,8 +36,9 @@ type Config struct {
 type Result struct {
 	Kills         int `json:"kills"`
 	KillsInFlight int `json:"kills_in_flight"`
-	// KillsInCarryOver are those of a fleet or of Dendrite while a device put room keys into a new version. Checked is how often all of a user's room keys were
-	// looked at when a rotation had ended, and LateKeys how many of them arrived in an old version while it was carried over.
+	// KillsInCarryOver are those of a fleet or of Dendrite while a device put room keys into a new version. Checked is how
+	// often all of a user's room keys were looked at when a rotation had ended, and LateKeys how many of them arrived in an
+	// old version while it was carried over.
 	KillsInCarryOver int `json:"kills_in_carry_over"`
 	Checked          int `json:"carry_overs_checked"`
 	LateKeys         int `json:"late_room_keys"`

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdh"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -174,13 +175,19 @@ func (u *user) fill(ctx context.Context, keys int) error {
 	return nil
 }
 
-// checkHistory counts which of the user's room keys are not in his current version, readable with his newest key and as
-// they were.
+// checkHistory counts which of the user's room keys are not in his current version, readable with its key and as they were.
+// Whether it is the newest key's is counted apart.
 func (w *world) checkHistory(ctx context.Context, u *user) error {
-	want, newest := u.history.all(), u.keys[len(u.keys)-1]
+	want := u.history.all()
 	current, err := u.laptop.GetKeyBackupLatestVersion(ctx)
 	if err != nil {
 		return err
+	}
+	var key backupkey.Key
+	for _, k := range u.keys {
+		if k.Fits(string(current.AuthData.PublicKey)) {
+			key = k
+		}
 	}
 	var body struct {
 		Rooms map[id.RoomID]roomSessions `json:"rooms"`
@@ -189,8 +196,8 @@ func (w *world) checkHistory(ctx context.Context, u *user) error {
 		return err
 	}
 	var lost []keyName
-	for name, key := range want {
-		if got, err := opened(body.Rooms[name.room].Sessions[name.session], newest); err != nil || got != key {
+	for name, was := range want {
+		if got, err := opened(body.Rooms[name.room].Sessions[name.session], key); err != nil || got != was {
 			lost = append(lost, name)
 		}
 	}
@@ -199,6 +206,9 @@ func (w *world) checkHistory(ctx context.Context, u *user) error {
 }
 
 func opened(data keyBackupData, key backupkey.Key) (roomKey, error) {
+	if key.IsZero() {
+		return roomKey{}, errors.New("nobody has this version's key")
+	}
 	var sealed backup.EncryptedSessionData[json.RawMessage]
 	if err := json.Unmarshal(data.SessionData, &sealed); err != nil {
 		return roomKey{}, err
