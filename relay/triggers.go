@@ -24,9 +24,8 @@ const triggerBatch = 200
 
 // Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx), s.tellDropped(ctx))
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx), s.tellDropped(ctx), s.lookBack(ctx))
 	after := uuid.Nil
-	var triggered []id.UserID
 	for {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
 			return errors.Join(all, err)
@@ -36,13 +35,13 @@ func (s *Session) Work(ctx context.Context) error {
 		}
 		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)
 		if err != nil || len(due) == 0 {
-			return errors.Join(all, err, s.verify(ctx, triggered))
+			return errors.Join(all, err, s.verifyTriggered(ctx))
 		}
+		s.unverified = append(s.unverified, users(due)...)
 		all = errors.Join(all, s.triggerAll(ctx, due))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		triggered = append(triggered, users(due)...)
 		after = due[len(due)-1].ID
 	}
 }

@@ -19,27 +19,58 @@ const verifyBatch = 100
 // their keys, cross-signed by the pinned identity. It comes after the triggers, since it takes the homeserver longer
 // than they do; until then nobody but the pinned device can have read one. A device that is something else now needs
 // enrollment, and its rotations are due again.
+//
+// Whoever could not be looked at is the next time, and so is once whom an earlier lease triggered, as it may have ended
+// between the two.
 func (s *Session) verify(ctx context.Context, of []id.UserID) error {
 	slices.Sort(of)
 	var all error
 	for part := range slices.Chunk(slices.Compact(of), verifyBatch) {
-		devices, err := s.db.DevicesOf(ctx, part)
-		if err != nil {
-			return errors.Join(all, err)
+		if err := s.verifyPart(ctx, part); err != nil {
+			s.unverified, all = append(s.unverified, part...), errors.Join(all, err)
 		}
-		identities, err := s.endpoint.Identities(ctx, part...)
-		if err != nil {
-			return errors.Join(all, err)
-		}
-		for user, owned := range devices {
-			for _, d := range owned {
-				if d.State == postgres.Enrolled && !stillPinned(identities[user], d) {
-					all = errors.Join(all, s.needsEnrollment(ctx, d))
-				}
+	}
+	return all
+}
+
+func (s *Session) verifyPart(ctx context.Context, part []id.UserID) error {
+	devices, err := s.db.DevicesOf(ctx, part)
+	if err != nil {
+		return err
+	}
+	identities, err := s.endpoint.Identities(ctx, part...)
+	if err != nil {
+		return err
+	}
+	var all error
+	for user, owned := range devices {
+		for _, d := range owned {
+			if d.State == postgres.Enrolled && !stillPinned(identities[user], d) {
+				all = errors.Join(all, s.needsEnrollment(ctx, d))
 			}
 		}
 	}
 	return all
+}
+
+// lookBack takes in, once, whom an earlier lease triggered.
+func (s *Session) lookBack(ctx context.Context) error {
+	if s.lookedBack {
+		return nil
+	}
+	before, err := s.db.WorkingUsers(ctx)
+	if err != nil {
+		return err
+	}
+	s.lookedBack, s.unverified = true, append(s.unverified, before...)
+	return nil
+}
+
+// verifyTriggered verifies for everybody whom it is due for.
+func (s *Session) verifyTriggered(ctx context.Context) error {
+	of := s.unverified
+	s.unverified = nil
+	return s.verify(ctx, of)
 }
 
 func stillPinned(identity crosssigning.Identity, d postgres.Device) bool {

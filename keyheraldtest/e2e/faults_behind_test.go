@@ -41,6 +41,12 @@ func newBehind(t *testing.T, homeserver string) *behind {
 	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) }, ModifyResponse: b.answer,
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
 	b.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		// Read whole before it goes on: where a server answers while the body is on its way, its answer may be cut.
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		if before, version, ok := strings.Cut(req.URL.Path, "/room_keys/version/"); ok && req.Method == http.MethodDelete && before != "" {
 			b.mu.Lock()
 			deleting := b.deleting

@@ -58,9 +58,11 @@ type faulty struct {
 	// restart is the program that the next fault kills, nil for none; struck is closed when it has.
 	restart *program
 	struck  chan struct{}
-	// asked makes rotate ask the device for a key instead of putting one into the KMS; kms reads what it made.
-	asked bool
-	kms   *setecsecret.Client
+	// asked makes rotate ask the device for a key instead of putting one into the KMS, and exclude is who is not to have it;
+	// kms reads what it made.
+	asked   bool
+	exclude []id.DeviceID
+	kms     *setecsecret.Client
 	// account changes the managed device's account file; statusInterval is an hour where a test says nothing else.
 	account        func(*device.AccountConfig)
 	statusInterval time.Duration
@@ -286,7 +288,7 @@ func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
 		if w.count(t, `SELECT COUNT(*) FROM rotation`) > before {
 			return nil // what was said to have failed had been committed
 		}
-		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath}, keyheraldtest.Admin())
+		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath, Exclude: w.exclude}, keyheraldtest.Admin())
 		return err
 	})
 	if err != nil {
