@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/internal/sabotage"
 )
 
 // CarryOver says what to carry: every room key of From, readable with FromKey, into To, whose public key is ToKey.
@@ -86,7 +87,7 @@ func (c *Client) CarryOver(ctx context.Context, job CarryOver) (Carried, error) 
 		if err != nil {
 			return result, err
 		}
-		if after == before {
+		if after == before || sabotage.CatchUpLeftOut {
 			return result, nil
 		}
 	}
@@ -122,6 +123,9 @@ func (c *Client) carryOnce(ctx context.Context, job CarryOver, to *ecdh.PublicKe
 	have, err := c.names(ctx, job.To)
 	if err != nil {
 		return Carried{}, err
+	}
+	if sabotage.CarryBelieved && len(have) > 0 {
+		return Carried{Total: len(have), Carried: len(have), Complete: true}, nil
 	}
 	transfer := newTransfer(c, job, to)
 	if err := transfer.run(ctx, old, have); err != nil {

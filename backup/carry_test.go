@@ -181,6 +181,13 @@ func TestACarryOverLosesNoKeyWhateverTheHomeserverHasAndLoses(t *testing.T) {
 		}
 		fill("1", oldKey, "old")
 		fill("2", newKey, "new")
+		late := rapid.IntRange(0, 3).Draw(t, "late")
+		h.arrive = func() {
+			if h.changes < late && h.versions["1"]["!a:x"] != nil {
+				h.changes++
+				h.versions["1"]["!a:x"][id.SessionID(fmt.Sprint("late", h.changes))] = session{SessionData: sealFor(t, oldKey, `{"from":"1"}`)}
+			}
+		}
 		before := rooms[session]{}
 		for room, sessions := range h.versions["2"] {
 			before[room] = maps.Clone(sessions)

@@ -125,6 +125,16 @@ func (s *store) keepRound(ctx context.Context, r *round, ended string) error {
 	return nil
 }
 
+// postponeRound has a round tried again when it is due. Its plan stays as it was committed: one that was rolled back has no
+// messages in the outbox, and whoever went by it would take them for sent and lost.
+func (s *store) postponeRound(ctx context.Context, r *round) error {
+	_, err := s.db.Exec(ctx, `UPDATE push_round SET due = $3, tries = $4 WHERE version = $1 AND round = $2 AND ended = ''`, r.Version, r.Round, r.Due.UnixMilli(), r.Tries)
+	if err != nil {
+		return fmt.Errorf("journaling a round: %w", err)
+	}
+	return nil
+}
+
 // planRepeat plans the repetition that follows every rotation's push.
 func (a *Account) planRepeat(ctx context.Context, j *job) error {
 	if a.config.Push.RepeatAfter <= 0 {
@@ -289,7 +299,7 @@ func (a *Account) pushAgain(ctx context.Context) error {
 			wait := backoff(r.Tries)
 			r.Tries, r.Due = r.Tries+1, a.now().Add(wait)
 			time.AfterFunc(wait, a.wake)
-			err = errors.Join(err, a.store.keepRound(ctx, r, ""))
+			err = errors.Join(err, a.store.postponeRound(ctx, r))
 		}
 		all = errors.Join(all, err)
 	}

@@ -38,10 +38,13 @@ func (a *Account) Run(ctx context.Context) error {
 	})
 	loops.Go(func() { loop.Repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
 	loops.Go(func() {
-		// Also when the user's devices changed: one that was verified just now is to have the key.
-		loop.Repeat(ctx, a.endpoint.DevicesChanged(), a.options.StatusInterval, func() {
-			a.warn(ctx, a.sendStatus(ctx), "The status could not be sent")
+		// Also when the user's devices changed: one that was verified just now is to have the key, and that they changed is
+		// told once, so what fails is tried again before the next status is due.
+		loop.Persist(ctx, a.endpoint.DevicesChanged(), a.options.StatusInterval, func() error {
+			err := a.sendStatus(ctx)
+			a.warn(ctx, err, "The status could not be sent")
 			a.wake()
+			return err
 		})
 	})
 	loops.Go(func() {

@@ -24,6 +24,24 @@ func (db *DB) DueRotations(ctx context.Context, now time.Time, ackTimeout time.D
 		ORDER BY r.id LIMIT $3`, after, now.Add(-ackTimeout), limit)
 }
 
+// WorkingUsers lists the users whose devices were triggered for a rotation that is open.
+func (db *DB) WorkingUsers(ctx context.Context) ([]id.UserID, error) {
+	rows, err := db.Query(ctx, `SELECT DISTINCT user_id FROM rotation WHERE ended_at IS NULL AND state = 'working'`)
+	if err != nil {
+		return nil, fmt.Errorf("reading whose devices were triggered: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var users []id.UserID
+	for rows.Next() {
+		var user id.UserID
+		if err := rows.Scan(&user); err != nil {
+			return nil, fmt.Errorf("reading whose devices were triggered: %w", err)
+		}
+		users = append(users, user)
+	}
+	return users, rows.Err()
+}
+
 // LockFreeRotations reads rotations and locks them until the transaction ends; those that another transaction holds
 // are left out, since that one's commit makes them due again if they are.
 func (db *DB) LockFreeRotations(ctx context.Context, keys []uuid.UUID) ([]Rotation, error) {

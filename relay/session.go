@@ -30,8 +30,11 @@ const strangersPerMinute = 60
 type Session struct {
 	*Engine
 	endpoint *todevice.Endpoint
-	// unverified are users who were triggered, and whose devices were not looked at since. Work alone uses it.
+
+	// unverified are users who were triggered and whose devices were not looked at since; lookedBack tells that those whom an
+	// earlier lease triggered are among them. Work alone uses both.
 	unverified []id.UserID
+	lookedBack bool
 
 	mu        sync.Mutex // guards the rest
 	minute    time.Time

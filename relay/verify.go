@@ -16,7 +16,7 @@ import (
 const verifyBatch = 100
 
 // verifySome verifies a batch of those who were triggered, and tells whether there are more. It waits until the triggers
-// have left: the homeserver would take them more slowly.
+// have left: the homeserver would take them more slowly. Whoever could not be looked at is the next time.
 func (s *Session) verifySome(ctx context.Context) (more bool, err error) {
 	if len(s.unverified) == 0 {
 		return false, nil
@@ -30,6 +30,19 @@ func (s *Session) verifySome(ctx context.Context) (more bool, err error) {
 	}
 	s.unverified = slices.Clone(s.unverified[n:])
 	return len(s.unverified) > 0, nil
+}
+
+// lookBack takes in, once, whom an earlier lease triggered, as it may have ended before it looked at them.
+func (s *Session) lookBack(ctx context.Context) error {
+	if s.lookedBack {
+		return nil
+	}
+	before, err := s.db.WorkingUsers(ctx)
+	if err != nil {
+		return err
+	}
+	s.lookedBack, s.unverified = true, append(s.unverified, before...)
+	return nil
 }
 
 // verify looks whether the enrolled devices of users who were just triggered still are what was pinned: there, with

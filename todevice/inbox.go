@@ -116,14 +116,15 @@ func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
 		}
 		return nil
 	})
+	if slices.Contains(resp.DeviceLists.Changed, e.client.UserID) {
+		// Also where that failed: the token may have been kept, and then the homeserver does not say it again.
+		signal(e.changed)
+	}
 	if err != nil {
 		return err
 	}
 	if len(resp.ToDevice.Events) > 0 {
 		signal(e.arrived)
-	}
-	if slices.Contains(resp.DeviceLists.Changed, e.client.UserID) {
-		signal(e.changed)
 	}
 	if resp.DeviceOTKCount.SignedCurve25519 < otkLow {
 		if err := e.PublishKeys(ctx); err != nil {

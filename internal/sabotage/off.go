@@ -9,4 +9,6 @@ const (
 	AckBeforeCommit = false
 	EncryptAgain    = false
 	EventLeftOut    = false
+	CarryBelieved   = false
+	CatchUpLeftOut  = false
 )

@@ -11,4 +11,6 @@ var (
 	AckBeforeCommit = os.Getenv("KEYHERALD_SABOTAGE") == "ack-before-commit"
 	EncryptAgain    = os.Getenv("KEYHERALD_SABOTAGE") == "encrypt-again"
 	EventLeftOut    = os.Getenv("KEYHERALD_SABOTAGE") == "event-left-out"
+	CarryBelieved   = os.Getenv("KEYHERALD_SABOTAGE") == "carry-believed"
+	CatchUpLeftOut  = os.Getenv("KEYHERALD_SABOTAGE") == "catch-up-left-out"
 )

@@ -25,9 +25,12 @@ const (
 	received = "received"
 )
 
+// carryingOver is the stage of a hit while the device puts room keys into the new version.
+const carryingOver = string(protocol.StageCarryingOver)
+
 // stages are those a kill may aim at.
 var stages = []string{received, received, string(protocol.StageTriggerAccepted), string(protocol.StageFetched), string(protocol.StageBackupCreated),
-	string(protocol.StageRecoveryCopyWritten), string(protocol.StageCarriedOver)}
+	string(protocol.StageRecoveryCopyWritten), carryingOver, string(protocol.StageCarriedOver)}
 
 // attack kills on the schedule that random gives, and makes connections and answers fail in between. Everything is
 // started again a moment later, as an init system does.
@@ -90,20 +93,23 @@ func (w *world) disturb(ctx context.Context, random *rand.Rand) string {
 		w.pgLink.slow(0)
 		return "PostgreSQL slow"
 	case 2:
-		for _, gate := range w.kmsGates {
-			gate.set(m)
-		}
-		w.wait(ctx, span)
-		for _, gate := range w.kmsGates {
-			gate.set(calm)
-		}
+		w.gates(ctx, w.kmsGates, m, span)
 		return "KMS: " + moodNames[m]
 	case disturbHomeserver:
-		w.hsGate.set(m)
-		w.wait(ctx, span)
-		w.hsGate.set(calm)
+		w.gates(ctx, w.hsGates, m, span)
 	}
 	return "homeserver: " + moodNames[m]
+}
+
+// gates has a server fail for all who ask it.
+func (w *world) gates(ctx context.Context, gates []*gate, m mood, span time.Duration) {
+	for _, gate := range gates {
+		gate.set(m)
+	}
+	w.wait(ctx, span)
+	for _, gate := range gates {
+		gate.set(calm)
+	}
 }
 
 const disturbHomeserver = 3
@@ -111,6 +117,9 @@ const disturbHomeserver = 3
 // killOne chooses a victim and a stage, waits a while for a rotation at that stage, and kills.
 func (w *world) killOne(ctx context.Context, random *rand.Rand) (hit, error) {
 	aim, dice, pause := stages[random.IntN(len(stages))], random.IntN(100), time.Duration(random.IntN(1500))*time.Millisecond
+	if carries := dice >= 40 && dice < 75 || dice >= 88; carries && random.IntN(2) == 0 {
+		aim = carryingOver // Only a fleet and the homeserver take part in it.
+	}
 	switch {
 	case dice < 40:
 		server := w.servers[dice%2]
@@ -184,11 +193,14 @@ func (w *world) killProcess(ctx context.Context, p *process, aim string, fleet i
 
 // awaitStage waits until a rotation is at the stage aimed at, or after a while at any; fleet limits it to its users.
 func (w *world) awaitStage(ctx context.Context, aim string, fleet int) (stage string, inFlight bool) {
-	began := time.Now()
+	began, patience := time.Now(), 2*time.Second
+	if aim == carryingOver {
+		patience = 6 * time.Second // Most rotations come to it, and it is short.
+	}
 	for time.Since(began) < 10*time.Second && ctx.Err() == nil {
 		open := w.openStages(ctx, fleet)
 		for _, stage := range open {
-			if stage == aim || time.Since(began) > 2*time.Second {
+			if stage == aim || time.Since(began) > patience {
 				return stage, true
 			}
 		}
@@ -213,6 +225,9 @@ func (w *world) openStages(ctx context.Context, fleet int) (stages []string) {
 		}
 		for _, u := range w.users {
 			if u.id.String() == userID && (fleet < 0 || u.fleet == fleet) {
+				if u.gate.carrying() {
+					stage = carryingOver
+				}
 				stages = append(stages, stage)
 			}
 		}

@@ -34,10 +34,18 @@ type Config struct {
 
 // Result is the JSON line at the end.
 type Result struct {
-	Kills         int      `json:"kills"`
-	KillsInFlight int      `json:"kills_in_flight"`
-	Accepted      int      `json:"accepted"`
-	Lost          int      `json:"lost"`
+	Kills         int `json:"kills"`
+	KillsInFlight int `json:"kills_in_flight"`
+	// KillsInCarryOver are those of a fleet or of Dendrite while a device put room keys into a new version. Checked is how
+	// often all of a user's room keys were looked at when a rotation had ended, and LateKeys how many of them arrived in an
+	// old version while it was carried over.
+	KillsInCarryOver int `json:"kills_in_carry_over"`
+	Checked          int `json:"carry_overs_checked"`
+	LateKeys         int `json:"late_room_keys"`
+	Accepted         int `json:"accepted"`
+	Lost             int `json:"lost"`
+	// LostRoomKeys are among the lost.
+	LostRoomKeys  int      `json:"lost_room_keys"`
 	Duplicated    int      `json:"duplicated"`
 	Redelivered   int      `json:"redelivered"`
 	AuditMismatch int      `json:"audit_mismatch"`
@@ -56,6 +64,8 @@ func (r Result) OK() error {
 		return fmt.Errorf("only %d notifications for %d kills: the run says little", r.Accepted, r.Kills)
 	case r.KillsInFlight*100 < r.Kills*80:
 		return fmt.Errorf("only %d of %d kills hit work in flight: the run says little", r.KillsInFlight, r.Kills)
+	case r.Kills >= 10 && (r.KillsInCarryOver == 0 || r.Checked == 0 || r.LateKeys == 0):
+		return fmt.Errorf("%d kills hit a carry-over, %d were looked at, and %d room keys came late: the run says little", r.KillsInCarryOver, r.Checked, r.LateKeys)
 	}
 	return nil
 }
@@ -100,6 +110,16 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 		for _, receiver := range u.receivers {
 			run(func() error { receive(running, receiver.Receive); return nil })
 		}
+		u.gate.onFirst(func(version string) {
+			if err := w.arriveLate(running, u, version); err != nil && running.Err() == nil {
+				// Dendrite may be down with its database half written: then none comes late this time.
+				say("no room key of %s came late: %v", u.name, err)
+			}
+		})
+		run(func() error {
+			u.keepUploading(running, rand.New(rand.NewPCG(config.Seed, uint64(userN+i+1))), stop)
+			return nil
+		})
 		streams.Add(1)
 		run(func() error {
 			defer streams.Done()
@@ -130,11 +150,15 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if err != nil {
 		return result, err
 	}
-	result = Result{Kills: len(hits), Accepted: len(book.all()), Lost: counted.lost, Duplicated: counted.duplicated, Redelivered: counted.redelivered,
+	result = Result{Kills: len(hits), Accepted: len(book.all()), Lost: counted.lost, LostRoomKeys: counted.lostRoomKeys, Checked: counted.checks, LateKeys: counted.late,
+		Duplicated: counted.duplicated, Redelivered: counted.redelivered,
 		AuditMismatch: counted.auditMismatch, Seed: config.Seed, Seconds: int(time.Since(began).Seconds()), Findings: counted.findings}
 	for _, h := range hits {
 		if h.inFlight {
 			result.KillsInFlight++
+		}
+		if h.stage == carryingOver && (h.victim == "fleet" || h.victim == "Dendrite") {
+			result.KillsInCarryOver++
 		}
 	}
 	for _, n := range faults {

@@ -21,7 +21,10 @@ import (
 // tally is what was counted when everything was quiet. Findings name each fault.
 type tally struct {
 	lost, duplicated, redelivered, auditMismatch int
-	findings                                     []string
+	// lostRoomKeys are among the lost; checks is how often all of a user's room keys were looked at, and late how many of them
+	// arrived in an old version while it was carried over.
+	lostRoomKeys, checks, late int
+	findings                   []string
 }
 
 func (t *tally) find(count *int, n int, format string, args ...any) {
@@ -201,19 +204,20 @@ func (w *world) countUser(ctx context.Context, u *user, t *tally) error {
 		}
 		t.redelivered += again
 	}
-	client, err := keyheraldtest.Login(ctx, w.hs.URL, u.id, password, "COUNTER")
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	current, err := client.GetKeyBackupLatestVersion(ctx)
+	current, err := u.laptop.GetKeyBackupLatestVersion(ctx)
 	if err != nil {
 		return err
 	}
 	if newest := u.keys[len(u.keys)-1]; !newest.Fits(string(current.AuthData.PublicKey)) {
 		t.find(&t.lost, 1, "lost: the current key-backup version of %s is not the newest key's", u.name)
 	}
-	t.find(&t.lost, u.roomKeys-current.Count, "lost: the current key-backup version of %s has %d room keys of %d", u.name, current.Count, u.roomKeys)
+	if err := w.checkHistory(ctx, u); err != nil {
+		return err
+	}
+	t.lost += u.history.missing
+	t.lostRoomKeys += u.history.missing
+	t.findings = append(t.findings, u.history.findings...)
+	t.checks, t.late = t.checks+u.history.checks, t.late+u.history.late
 	return nil
 }
 

@@ -115,8 +115,13 @@ type gate struct {
 	url    string
 	server *http.Server
 
-	mu   sync.Mutex // guards mood
+	mu   sync.Mutex // guards the rest
 	mood mood
+	// first, if set, is called once for each key-backup version, before the first request that puts room keys into it
+	// reaches the server; putting is how many such requests are under way.
+	first   func(version string)
+	seen    map[string]bool
+	putting int
 }
 
 func newGate(target string) (*gate, error) {
@@ -128,7 +133,7 @@ func newGate(target string) (*gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &gate{url: "http://" + listener.Addr().String()}
+	g := &gate{url: "http://" + listener.Addr().String(), seen: map[string]bool{}}
 	proxy := httputil.NewSingleHostReverseProxy(u)
 	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 	g.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.pass(proxy, w, r) })}
@@ -140,6 +145,39 @@ func (g *gate) set(m mood) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.mood = m
+}
+
+// carrying reports whether a request is under way that puts room keys into a version.
+func (g *gate) carrying() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.putting > 0
+}
+
+func (g *gate) onFirst(first func(version string)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.first = first
+}
+
+// put is told of such a request, and returns what is called when it is over.
+func (g *gate) put(version string) func() {
+	g.mu.Lock()
+	first := g.first
+	if g.seen[version] {
+		first = nil
+	}
+	g.seen[version] = true
+	g.putting++
+	g.mu.Unlock()
+	if first != nil {
+		first(version)
+	}
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.putting--
+	}
 }
 
 func (g *gate) close() error { return g.server.Close() }
@@ -155,6 +193,9 @@ func (g *gate) pass(proxy http.Handler, w http.ResponseWriter, r *http.Request) 
 	g.mu.Lock()
 	m := g.mood
 	g.mu.Unlock()
+	if version := roomKeysInto(r); version != "" && m != refusing && m != limiting {
+		defer g.put(version)()
+	}
 	switch m {
 	case calm:
 		proxy.ServeHTTP(w, r)

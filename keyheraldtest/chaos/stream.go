@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
 // accepted is a notification that a server answered 202.
@@ -75,6 +76,9 @@ func (w *world) stream(ctx context.Context, u *user, book *ledger, random *rand.
 		}
 		book.add(accepted{id, u, body, time.Now()})
 		w.pause(ctx, u, time.Duration(500+random.IntN(7500))*time.Millisecond, stop)
+		if err := w.checkEnded(ctx, u, version); err != nil {
+			return err
+		}
 	}
 }
 
@@ -95,6 +99,16 @@ func (w *world) pause(ctx context.Context, u *user, patience time.Duration, stop
 			return
 		}
 	}
+}
+
+// checkEnded looks at the room keys where the rotation to the user's newest version is done, before another one begins.
+func (w *world) checkEnded(ctx context.Context, u *user, version string) error {
+	var done int
+	err := w.db.QueryRow(ctx, `SELECT COUNT(*) FROM rotation WHERE user_id = $1 AND version = $2 AND state = 'done'`, u.id, version).Scan(&done)
+	if err != nil || done == 0 {
+		return nil // PostgreSQL is down, or it goes on: then the next one has to carry on from there
+	}
+	return keyheraldtest.Until(ctx, time.Minute, func() error { return w.checkHistory(ctx, u) })
 }
 
 // notify sends a notification as a KMS does: to one server or the other, again and again until one says 202.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 
@@ -43,18 +44,19 @@ type world struct {
 	// db looks at the truth, past every link.
 	db *postgres.DB
 	// hsMu is held while Dendrite is down.
-	hsMu       sync.Mutex
-	hs         *keyheraldtest.Homeserver
-	hung       int
-	setec      *testsetec.Server
-	pgLink     *link
-	hsGate     *gate
-	kmsGates   []*gate
-	servers    []*process
-	doors      []string
-	fleets     []*process
-	signingKey string
-	users      []*user
+	hsMu   sync.Mutex
+	hs     *keyheraldtest.Homeserver
+	hung   int
+	setec  *testsetec.Server
+	pgLink *link
+	// hsGate is the servers' way to the homeserver; every managed device has one of its own among hsGates.
+	hsGate            *gate
+	hsGates, kmsGates []*gate
+	servers           []*process
+	doors             []string
+	fleets            []*process
+	signingKey        string
+	users             []*user
 }
 
 // user is one person: the clients that must get the key, and what was put into the KMS.
@@ -64,7 +66,10 @@ type user struct {
 	fleet     int
 	receivers []*keyheraldtest.Receiver
 	keys      []backupkey.Key
-	roomKeys  int
+	history   *history
+	// laptop is a client that only backs room keys up, past every gate; gate is the managed device's way to the homeserver.
+	laptop *mautrix.Client
+	gate   *gate
 }
 
 func (u *user) path() string { return "keyherald/" + u.name + "/backup-key" }
@@ -151,6 +156,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	w.closers = append(w.closers, w.hsGate.close)
+	w.hsGates = append(w.hsGates, w.hsGate)
 	if w.setec, err = testsetec.Start(ctx, w.config.Dir); err != nil {
 		return err
 	}
@@ -229,7 +235,11 @@ func (w *world) startPeople(ctx context.Context) error {
 		w.fleets = append(w.fleets, w.process(name, "keyherald-device", "run", "-c", name+".yaml"))
 	}
 	for i := range userN {
-		u, err := w.person(ctx, fmt.Sprintf("user%d", i), i%fleetN)
+		keys := shortHistory
+		if i < fleetN {
+			keys = longHistory
+		}
+		u, err := w.person(ctx, fmt.Sprintf("user%d", i), i%fleetN, keys)
 		if err != nil {
 			return fmt.Errorf("user %d: %w", i, err)
 		}
@@ -245,8 +255,8 @@ func (w *world) startPeople(ctx context.Context) error {
 
 // person makes a user with a history that only the first key backup holds, two receiving devices, and an enrolled
 // managed device. The client that set it all up logs out: it is no target.
-func (w *world) person(ctx context.Context, name string, fleet int) (*user, error) {
-	u := &user{name: name, fleet: fleet, roomKeys: 1}
+func (w *world) person(ctx context.Context, name string, fleet, roomKeys int) (*user, error) {
+	u := &user{name: name, fleet: fleet, history: &history{taken: map[keyName]roomKey{}}}
 	var err error
 	if u.id, err = w.hs.CreateUser(ctx, name, password); err != nil {
 		return nil, err
@@ -268,11 +278,18 @@ func (w *world) person(ctx context.Context, name string, fleet int) (*user, erro
 	if err != nil {
 		return nil, err
 	}
-	version, err := stock.CreateBackup(ctx, old, recoveryKey)
+	if _, err := stock.CreateBackup(ctx, old, recoveryKey); err != nil {
+		return nil, err
+	}
+	if u.laptop, err = mautrix.NewClient(w.hs.URL, "", ""); err != nil {
+		return nil, err
+	}
+	_, err = u.laptop.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: "LAPTOP", StoreCredentials: true,
+		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: u.id.String()}})
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := stock.WriteHistory(ctx, version, old, "only the first key backup can open this"); err != nil {
+	if err := u.fill(ctx, roomKeys); err != nil {
 		return nil, err
 	}
 	if _, err := w.setec.PutKey(ctx, u.path(), first); err != nil {
@@ -313,6 +330,11 @@ func (w *world) enroll(ctx context.Context, u *user, recoveryKey string) error {
 	}
 	w.closers = append(w.closers, kms.close)
 	w.kmsGates = append(w.kmsGates, kms)
+	if u.gate, err = newGate(w.hs.URL); err != nil {
+		return err
+	}
+	w.closers = append(w.closers, u.gate.close)
+	w.hsGates = append(w.hsGates, u.gate)
 	fleet := fmt.Sprintf("fleet-%d", u.fleet)
 	for name, content := range map[string]string{
 		u.name + ".password": password, u.name + ".recovery-key": recoveryKey,
@@ -323,7 +345,7 @@ verification: {recovery_key_file: ../../%[3]s.recovery-key}
 kms: {name: corporate, type: setec, url: "%[4]s", path: %[5]s}
 # A repetition is the same secret once more by intent, and could not be told from one sent twice by mistake.
 push: {repeat_after: 0s}
-`, u.id, w.hsGate.url, u.name, kms.url, u.path()),
+`, u.id, u.gate.url, u.name, kms.url, u.path()),
 	} {
 		if err := w.write(name, content); err != nil {
 			return err

@@ -105,8 +105,8 @@ func (w *faulty) checkHomeserver(t *testing.T, key backupkey.Key) {
 		t.Errorf("key-backup version %d follows version %d: others were created between", version, w.backupVersion)
 	}
 	w.backupVersion = version
-	if current.Count != 1 {
-		t.Errorf("the new version has %d room keys, and the history has 1", current.Count)
+	if current.Count != w.roomKeys {
+		t.Errorf("the new version has %d room keys, and the history has %d", current.Count, w.roomKeys)
 	}
 	private, err := backup.MegolmBackupKeyFromBytes(key.Reveal())
 	check(t, err)
@@ -231,8 +231,8 @@ func (w *faulty) checkLog(t *testing.T) {
 		if !created {
 			t.Error("the device is said to have found a key-backup version that it made")
 		}
-		if stage == protocol.StageCarriedOver && (carried.Int64 != 1 || total.Int64 != 1) {
-			t.Errorf("%d of %d room keys are said to be carried over, and it was 1 of 1", carried.Int64, total.Int64)
+		if stage == protocol.StageCarriedOver && (carried.Int64 != int64(w.roomKeys) || total.Int64 != int64(w.roomKeys)) {
+			t.Errorf("%d of %d room keys are said to be carried over, and there are %d", carried.Int64, total.Int64, w.roomKeys)
 		}
 	}
 	check(t, errors.Join(details.Err(), details.Close()))

@@ -18,14 +18,22 @@ func ofServer(label string) bool {
 	return strings.HasPrefix(label, "PostgreSQL: ") || strings.HasPrefix(label, "server to ")
 }
 
-// tryAll finds the writes by two rotations without a fault, and makes a rotation for each row of the table: once with
-// the program going on, and for what was committed also with it killed there and started again. before prepares each.
+// tryAll is tryEach for rotations.
 func (w *faulty) tryAll(t *testing.T, before func(), mine func(label string) bool) {
+	t.Helper()
+	w.tryEach(t, before, func(t *testing.T) { w.checkAll(t, w.rotate(t)) }, mine)
+}
+
+// tryEach finds the writes by doing something twice without a fault, and does it for each row of the table: once with
+// the program going on, and for what was committed also with it killed there and started again. before prepares each; do
+// waits for the end, whatever fails on the way, and checks it.
+func (w *faulty) tryEach(t *testing.T, before func(), do func(t *testing.T), mine func(label string) bool) {
+	t.Helper()
 	var dry [2][]faults.Point
 	for i := range dry {
 		before()
 		w.faults.Begin()
-		w.checkAll(t, w.rotate(t))
+		do(t)
 		for _, point := range w.faults.Points() {
 			if mine(point.Label) {
 				dry[i] = append(dry[i], point)
@@ -37,7 +45,7 @@ func (w *faulty) tryAll(t *testing.T, before func(), mine func(label string) boo
 		t.Fatal("no write was found")
 	}
 	for _, fault := range table {
-		t.Run(fault.String(), func(t *testing.T) { w.try(t, fault, before, nil) })
+		t.Run(fault.String(), func(t *testing.T) { w.try(t, fault, before, do, nil) })
 		if fault.Mode != faults.Persisted || !strings.Contains(fault.Label, "commit of") {
 			continue
 		}
@@ -45,11 +53,11 @@ func (w *faulty) tryAll(t *testing.T, before func(), mine func(label string) boo
 		if ofServer(fault.Label) {
 			killed = w.server
 		}
-		t.Run(fault.String()+", and killed", func(t *testing.T) { w.try(t, fault, before, killed) })
+		t.Run(fault.String()+", and killed", func(t *testing.T) { w.try(t, fault, before, do, killed) })
 	}
 }
 
-func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), restart *program) {
+func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), do func(t *testing.T), restart *program) {
 	before()
 	w.restart, w.struck = restart, make(chan struct{})
 	struck := w.struck
@@ -59,7 +67,7 @@ func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), restart *p
 		}
 		close(struck)
 	})
-	// How often a write comes differs a little from rotation to rotation, so the last one may come only in the next.
+	// How often a write comes differs a little from one time to the next, so the last one may come only in the next.
 	for n := 0; !w.faults.Fired(); n++ {
 		if n == 3 {
 			t.Fatalf("it did not come to this write: %v", w.faults.Points())
@@ -67,7 +75,7 @@ func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), restart *p
 		if n > 0 {
 			before()
 		}
-		w.checkAll(t, w.rotate(t))
+		do(t)
 	}
 	// A status may come when the rotation is over, and so its fault.
 	select {

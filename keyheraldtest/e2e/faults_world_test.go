@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -57,9 +58,17 @@ type faulty struct {
 	// restart is the program that the next fault kills, nil for none; struck is closed when it has.
 	restart *program
 	struck  chan struct{}
-	// asked makes rotate ask the device for a key instead of putting one into the KMS; kms reads what it made.
-	asked bool
-	kms   *setecsecret.Client
+	// asked makes rotate ask the device for a key instead of putting one into the KMS, and exclude is who is not to have it;
+	// kms reads what it made.
+	asked   bool
+	exclude []id.DeviceID
+	kms     *setecsecret.Client
+	// account changes the managed device's account file; statusInterval is an hour where a test says nothing else.
+	account        func(*device.AccountConfig)
+	statusInterval time.Duration
+	// behind is the homeserver as the managed device sees it, and roomKeys how many the user's history has.
+	behind   *behind
+	roomKeys int
 }
 
 // program is what an operator would start again: the server, or the device. done is closed when it has ended, with err
@@ -104,10 +113,15 @@ func (p *program) stop(t *testing.T) {
 	}
 }
 
-func newFaulty(t *testing.T) *faulty {
+func newFaulty(t *testing.T, changes ...func(w *faulty)) *faulty {
 	t.Helper()
 	ctx := t.Context()
-	w := &faulty{world: newParts(t), faults: &faults.Recorder{}, wire: newWire(), received: newReceptions(), targets: 2, struck: make(chan struct{})}
+	w := &faulty{world: newParts(t), faults: &faults.Recorder{}, wire: newWire(), received: newReceptions(), targets: 2, struck: make(chan struct{}),
+		account: func(*device.AccountConfig) {}, statusInterval: time.Hour, roomKeys: 1}
+	w.behind = newBehind(t, w.hs.URL)
+	for _, change := range changes {
+		change(w)
+	}
 	w.faults.Begin()
 	proxy := func(name, target string, namer faults.Namer, seen func(*http.Request, []byte)) *faults.Proxy {
 		proxy, err := w.faults.Proxy(name, target, namer, seen)
@@ -116,7 +130,7 @@ func newFaulty(t *testing.T) *faulty {
 		return proxy
 	}
 	w.botSide = proxy("server to homeserver", w.hs.URL, faults.Homeserver, w.wire.seen("bot"))
-	w.devSide = proxy("device to homeserver", w.hs.URL, faults.Homeserver, w.wire.seen("device"))
+	w.devSide = proxy("device to homeserver", w.behind.URL, faults.Homeserver, w.wire.seen("device"))
 	var err error
 	w.setec, err = testsetec.Start(ctx, w.dir)
 	check(t, err)
@@ -170,12 +184,24 @@ func (w *faulty) startServer(t *testing.T) {
 
 func (w *faulty) startDevice(t *testing.T) {
 	t.Helper()
-	config := w.account(t, "managed", func(c *device.AccountConfig) {
+	account := w.openDevice(t)
+	if enrolled, err := account.Enrolled(t.Context()); err != nil || !enrolled {
+		check(t, err)
+		w.enroll(t, account)
+	}
+	w.device.running(t, account.Close, account.Run)
+}
+
+// openDevice opens the managed device's account, as the running device and commands do.
+func (w *faulty) openDevice(t *testing.T) *device.Account {
+	t.Helper()
+	config := w.world.account(t, "managed", func(c *device.AccountConfig) {
+		w.account(c)
 		c.Homeserver = w.devSide.URL
 		c.KMS = device.KMS{Name: "dev", Config: kmsconfig.Config{Type: kmsconfig.Setec, URL: w.kmsSide.URL}, Path: kmsPath}
 	})
 	options := w.options(t, "managed")
-	options.StatusInterval = time.Hour
+	options.StatusInterval = w.statusInterval
 	options.OpenSQLite = func(dataSource string) (*sql.DB, error) {
 		plain, err := sql.Open("sqlite", "")
 		if err != nil {
@@ -186,11 +212,7 @@ func (w *faulty) startDevice(t *testing.T) {
 	}
 	account, err := device.Open(t.Context(), config, options)
 	check(t, err)
-	if enrolled, err := account.Enrolled(t.Context()); err != nil || !enrolled {
-		check(t, err)
-		w.enroll(t, account)
-	}
-	w.device.running(t, account.Close, account.Run)
+	return account
 }
 
 // receive begins to count on a verified device what arrives.
@@ -228,20 +250,7 @@ func (w *faulty) rotate(t *testing.T) backupkey.Key {
 	check(t, err)
 	w.kmsVersion, err = w.setec.PutKey(t.Context(), kmsPath, key)
 	check(t, err)
-	w.notifications++
-	body := cloudEvent(fmt.Sprint(w.notifications), kmsPath, w.kmsVersion)
-	err = keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
-		answer := send(t, w.web, post{body: body})
-		w.checkAnswer(t, answer.Code)
-		w.tend(t)
-		if answer.Code != http.StatusAccepted {
-			return fmt.Errorf("the notification is answered %d %s", answer.Code, answer.Body)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.notifyOf(t, w.kmsVersion)
 	err = keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
 		w.tend(t)
 		return w.unsettled(t, key)
@@ -250,6 +259,22 @@ func (w *faulty) rotate(t *testing.T) backupkey.Key {
 		t.Fatal(err)
 	}
 	return key
+}
+
+// notifyOf tells the server of a version until it says 202, as a KMS does.
+func (w *faulty) notifyOf(t *testing.T, version string) {
+	t.Helper()
+	w.notifications++
+	body := cloudEvent(fmt.Sprint(w.notifications), kmsPath, version)
+	check(t, keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
+		answer := send(t, w.web, post{body: body})
+		w.checkAnswer(t, answer.Code)
+		w.tend(t)
+		if answer.Code != http.StatusAccepted {
+			return fmt.Errorf("the notification is answered %d %s", answer.Code, answer.Body)
+		}
+		return nil
+	}))
 }
 
 // rotateByDevice asks for a key that the device makes, until the server has it, and waits for the end. The KMS's word
@@ -263,7 +288,7 @@ func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
 		if w.count(t, `SELECT COUNT(*) FROM rotation`) > before {
 			return nil // what was said to have failed had been committed
 		}
-		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath}, keyheraldtest.Admin())
+		_, err := w.engine.Rotate(ctx, relay.RotateRequest{UserID: w.alice, KMS: "dev", Path: kmsPath, Exclude: w.exclude}, keyheraldtest.Admin())
 		return err
 	})
 	if err != nil {
@@ -374,6 +399,20 @@ func (r *receptions) Undecryptable(_ context.Context, _ todevice.Envelope, reaso
 	defer r.mu.Unlock()
 	r.unreadable = append(r.unreadable, reason)
 	return nil
+}
+
+// having counts the ciphertexts whose plaintext has a text in it, and how often they were decrypted.
+func (r *receptions) having(text string) (distinct, decryptions int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for plaintext, times := range r.times {
+		if strings.Contains(plaintext, text) {
+			for _, n := range times {
+				distinct, decryptions = distinct+1, decryptions+n
+			}
+		}
+	}
+	return distinct, decryptions
 }
 
 // ciphertexts counts, for one plaintext, the ciphertexts and how often they were decrypted.

@@ -56,6 +56,8 @@ func runControls(ctx context.Context, config chaos.Config, keep bool) error {
 		{"ack-before-commit", false, func(r chaos.Result) int { return r.Lost }},
 		{"encrypt-again", true, func(r chaos.Result) int { return r.Duplicated }},
 		{"event-left-out", false, func(r chaos.Result) int { return r.AuditMismatch }},
+		{"carry-believed", false, func(r chaos.Result) int { return r.LostRoomKeys }},
+		{"catch-up-left-out", false, func(r chaos.Result) int { return r.LostRoomKeys }},
 	} {
 		fmt.Printf("\ncontrol: programs with the fault %s\n", control.sabotage)
 		config.Sabotage, config.LoseAnswers, config.Patience = control.sabotage, control.loseAnswers, time.Minute
