@@ -11,8 +11,6 @@ import (
 	"github.com/keyherald/keyherald/protocol"
 )
 
-const syncWait = 25 * time.Second
-
 // Run receives, works and sends for an enrolled account until ctx ends.
 func (a *Account) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -70,10 +68,13 @@ func (a *Account) warn(ctx context.Context, err error, message string) {
 }
 
 func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFunc) {
+	first := true
 	for failures := 0; ctx.Err() == nil; {
-		err := a.endpoint.Sync(ctx, syncWait)
+		came, err := a.endpoint.Sync(ctx, a.options.Sync.wait())
 		if err == nil {
 			failures = 0
+			loop.Pause(ctx, a.options.Sync.pause(came, first))
+			first = first && came > 0
 			continue
 		}
 		if loggedOut(err) {
