@@ -34,6 +34,15 @@ func all() []measured {
 		{"triggers", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Triggers(ctx, 2000, min(s.rounds, 5))
 		}},
+		{"delivery", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			few, err := bench.Delivery(ctx, 10, s.rounds)
+			if err != nil {
+				return nil, err
+			}
+			many, err := bench.Delivery(ctx, 100, min(s.rounds, 5))
+			return append(few, many...), err
+		}},
+		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
 		{"carryover", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Carry(ctx, min(s.rounds, 5)) }},
 		{"audit", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Audit(ctx, min(s.rounds, 9)) }},
 		{"audit_verify", func(ctx context.Context, s setting) ([]bench.Row, error) {
