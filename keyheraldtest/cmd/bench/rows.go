@@ -43,6 +43,9 @@ func all() []measured {
 			return append(few, many...), err
 		}},
 		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
+		{"fleet", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Fleet(ctx, s.programs, 1000, min(s.rounds, 3))
+		}},
 		{"carryover", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Carry(ctx, min(s.rounds, 5)) }},
 		{"audit", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Audit(ctx, min(s.rounds, 9)) }},
 		{"audit_verify", func(ctx context.Context, s setting) ([]bench.Row, error) {
