@@ -39,7 +39,7 @@ func all() []measured {
 			if err != nil {
 				return nil, err
 			}
-			many, err := bench.Delivery(ctx, 100, min(s.rounds, 5))
+			many, err := bench.Delivery(ctx, 100, min(s.rounds, 3))
 			return append(few, many...), err
 		}},
 		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
