@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -28,18 +27,18 @@ type pushing struct {
 	*managed
 	account *device.Account
 	forms   int
-	secret  string
 	lights  []*keyheraldtest.Light
 	failed  chan error
 
 	mu      sync.Mutex // guards the rest
+	secret  string
 	waiting map[id.DeviceID]bool
 	all     chan time.Time
 	// others is told what is not a push of the managed device's.
 	others func(l *keyheraldtest.Light, messages []keyheraldtest.LightMessage)
 }
 
-// newPushing makes them; others are further devices of the user, which may be logged in before anybody pushes.
+// newPushing makes them; others log further devices of the user in, before anybody pushes.
 func newPushing(ctx context.Context, n int, forms []msc4385.Form, others ...func(ctx context.Context, p *pushing) error) (*pushing, error) {
 	p := &pushing{forms: len(forms), failed: make(chan error, 1)}
 	var err error
@@ -77,7 +76,6 @@ func newPushing(ctx context.Context, n int, forms []msc4385.Form, others ...func
 			return err
 		})
 	}
-	all := p.begin(p.lights)
 	key, err := p.rotate(ctx, p.managed, p.account)
 	if err != nil {
 		return p, err
@@ -85,8 +83,6 @@ func newPushing(ctx context.Context, n int, forms []msc4385.Form, others ...func
 	p.mu.Lock()
 	p.secret = key.RevealBase64()
 	p.mu.Unlock()
-	// The lights did not know the key yet, so this one is only to have come.
-	_ = all
 	return p, p.drained(ctx, int64(p.forms*n))
 }
 
@@ -262,5 +258,5 @@ func (p *pushing) close() error {
 	if p.crowded == nil {
 		return nil
 	}
-	return errors.Join(p.crowded.close())
+	return p.crowded.close()
 }
