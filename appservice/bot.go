@@ -240,7 +240,7 @@ func (b *Bot) unnamed() (*mautrix.Client, error) {
 
 func (b *Bot) receive(ctx context.Context, endpoint *todevice.Endpoint, cancel context.CancelCauseFunc) {
 	for failures := 0; ctx.Err() == nil; {
-		err := endpoint.Sync(ctx, syncWait)
+		_, err := endpoint.Sync(ctx, syncWait)
 		if err == nil {
 			failures = 0
 			continue

@@ -36,6 +36,7 @@ type Options struct {
 	Authorize      func(Authorization)
 	PickleKey      []byte
 	StatusInterval time.Duration
+	Sync           Sync
 	// Pace is shared by the accounts of a process; nil holds nothing back.
 	Pace *Pace
 	// Carrying, if set, is told how far a carry-over is; done is total when it is over.

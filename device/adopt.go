@@ -57,7 +57,7 @@ func (a *Account) step(ctx context.Context, devices []id.DeviceID) error {
 	if err := a.ask(ctx, devices...); err != nil {
 		return err
 	}
-	if err := a.endpoint.Sync(ctx, 2*time.Second); err != nil {
+	if _, err := a.endpoint.Sync(ctx, 2*time.Second); err != nil {
 		return fmt.Errorf("waiting for the other device: %w", err)
 	}
 	return a.endpoint.Process(ctx, a)

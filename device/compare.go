@@ -134,7 +134,7 @@ func (c *comparing) Handle(ctx context.Context, message *todevice.Message) error
 // run goes on until both sides are done, and returns why they are not.
 func (c *comparing) run(ctx context.Context) error {
 	for {
-		err := c.account.endpoint.Sync(ctx, 2*time.Second)
+		_, err := c.account.endpoint.Sync(ctx, 2*time.Second)
 		if ctx.Err() != nil {
 			return fmt.Errorf("waiting for the other device: %w", ctx.Err())
 		} else if err != nil {

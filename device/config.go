@@ -33,6 +33,8 @@ type Config struct {
 	PickleKeyFile string `yaml:"pickle_key_file"`
 	// StatusInterval is how often a status is sent without a cause; default one hour.
 	StatusInterval time.Duration `yaml:"status_interval"`
+	// Sync is how often the accounts ask for messages; by default a request is held open all the time.
+	Sync Sync `yaml:"sync"`
 	// CarryRequests is how many requests with room keys all accounts together have under way at most.
 	CarryRequests int `yaml:"carry_requests"`
 }
@@ -131,6 +133,8 @@ func (c Config) validate() error {
 		return errors.New("pickle_key_file is missing: name a file outside of state_dir; it is made if it is missing")
 	case c.CarryRequests < 1:
 		return fmt.Errorf("carry_requests is %d: write how many requests with room keys may be under way at once, such as 8", c.CarryRequests)
+	case c.Sync.Interval != 0 && c.Sync.Interval < time.Second:
+		return fmt.Errorf("sync.interval is %s: write 60s, or 0 to hold a request open all the time", c.Sync.Interval)
 	case c.StatusInterval < time.Second:
 		return errors.New("status_interval is below one second: write 1h")
 	}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyherald/keyherald/kms/kmsconfig"
 )
@@ -61,6 +62,33 @@ func TestTheExampleAccountIsRightWithEachKMS(t *testing.T) {
 		} else if config.KMS.Type != name || config.KMS.Path != "keyherald/alice/backup-key" || secret(config) == "" || config.UserID != "@alice:example.org" {
 			t.Errorf("%s: the example reads as %+v", name, config)
 		}
+	}
+}
+
+func TestAWrongIntervalOfTheSyncIsRefusedWithTheLineAndTheFix(t *testing.T) {
+	example, err := os.ReadFile("../device.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := func(interval string) (Config, error) {
+		path := filepath.Join(t.TempDir(), "device.yaml")
+		if err := os.WriteFile(path, []byte(strings.Replace(string(example), "  interval: 0s", "  "+interval, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return LoadConfig(path)
+	}
+	for _, test := range []struct{ name, interval, want string }{
+		{"shorter than a second", "interval: 100ms", "sync.interval is 100ms: write 60s"},
+		{"below zero", "interval: -1m", "sync.interval is -1m0s: write 60s"},
+		{"without a unit", "interval: often", "time.Duration is needed"},
+		{"a misspelt key", "intervall: 60s", `there is no key "intervall"`},
+	} {
+		if _, err := load(test.interval); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "line ") {
+			t.Errorf("%s: got %v, want it to say %q with its line", test.name, err, test.want)
+		}
+	}
+	if config, err := load("interval: 60s"); err != nil || config.Sync.Interval != time.Minute {
+		t.Errorf("got %+v, %v", config.Sync, err)
 	}
 }
 

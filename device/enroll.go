@@ -61,7 +61,7 @@ func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
 		if _, err := a.endpoint.Flush(ctx, nil); err != nil {
 			return err
 		}
-		if err := a.endpoint.Sync(ctx, 2*time.Second); err != nil {
+		if _, err := a.endpoint.Sync(ctx, 2*time.Second); err != nil {
 			return fmt.Errorf("waiting for the server's answer: %w", err)
 		}
 		if err := a.endpoint.Process(ctx, waiter); err != nil {

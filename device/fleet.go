@@ -56,7 +56,7 @@ func (f *Fleet) Open(ctx context.Context, name string) (*Account, error) {
 		return nil, err
 	}
 	return Open(ctx, config, Options{StorePath: filepath.Join(f.config.State, name+".db"), PickleKey: f.pickleKey,
-		StatusInterval: f.config.StatusInterval, Authorize: f.Authorize, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
+		StatusInterval: f.config.StatusInterval, Sync: f.config.Sync, Authorize: f.Authorize, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
 }
 
 type running struct {

@@ -270,6 +270,24 @@ func (a *Account) setExcluded(ctx context.Context, exclude []id.DeviceID) error 
 	return a.store.set(ctx, "exclude", string(encoded))
 }
 
+// PushAgain pushes the key of the last rotation to every target once more, in a round of its own, as a repeat that the
+// server asks for does. It returns when the homeserver has taken the pushes and the report of them.
+func (a *Account) PushAgain(ctx context.Context) error {
+	if _, ok, err := a.lastPush(ctx); err != nil {
+		return err
+	} else if !ok {
+		return errors.New("no key was pushed yet that is the key backup's")
+	}
+	if err := a.endpoint.InTxn(ctx, func(ctx context.Context) error { return a.again(ctx, causeRequest, nil) }); err != nil {
+		return err
+	}
+	if err := a.pushAgain(ctx); err != nil {
+		return err
+	}
+	_, err := a.endpoint.Flush(ctx, nil)
+	return err
+}
+
 // pushAgain does the rounds that are due. What fails is tried again, as a rotation is; a round whose version is not the
 // current one any more ends, and is never sent.
 func (a *Account) pushAgain(ctx context.Context) error {

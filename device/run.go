@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -11,7 +12,12 @@ import (
 	"github.com/keyherald/keyherald/protocol"
 )
 
-const syncWait = 25 * time.Second
+// lookBusy is how often the work loop and the outbox's look by themselves while something is under way. lookIdle is for an
+// account with nothing to do, which is nearly all of them nearly always: it catches what no signal told of.
+const (
+	lookBusy = 2 * time.Second
+	lookIdle = 30 * time.Second
+)
 
 // Run receives, works and sends for an enrolled account until ctx ends.
 func (a *Account) Run(ctx context.Context) error {
@@ -24,19 +30,31 @@ func (a *Account) Run(ctx context.Context) error {
 	defer loops.Wait()
 	loops.Go(func() { a.receiveLoop(ctx, cancel) })
 	loops.Go(func() {
-		loop.Repeat(ctx, a.endpoint.Arrived(), 5*time.Second, func() {
+		loop.Repeat(ctx, a.endpoint.Arrived(), lookIdle, func() {
 			a.warn(ctx, a.endpoint.Process(ctx, a), "A message could not be handled yet")
 			// Only now: a handler runs inside its transaction, and whoever it woke would look before the commit.
 			a.wake()
 		})
 	})
 	loops.Go(func() {
-		loop.Repeat(ctx, a.endpoint.Queued(), time.Second, func() {
-			_, err := a.endpoint.Flush(ctx, nil)
+		loop.Watch(ctx, a.endpoint.Queued(), func() time.Duration {
+			next, err := a.endpoint.Flush(ctx, nil)
 			a.warn(ctx, err, "The outbox could not be emptied yet")
+			if err != nil || !next.IsZero() {
+				return lookBusy / 2
+			}
+			return lookIdle
 		})
 	})
-	loops.Go(func() { loop.Repeat(ctx, a.work, 2*time.Second, func() { a.workOnce(ctx) }) })
+	loops.Go(func() {
+		loop.Watch(ctx, a.work, func() time.Duration {
+			a.workOnce(ctx)
+			if busy, err := a.busy(ctx); err != nil || busy {
+				return lookBusy
+			}
+			return lookIdle
+		})
+	})
 	loops.Go(func() {
 		// Also when the user's devices changed: one that was verified just now is to have the key, and that they changed is
 		// told once, so what fails is tried again before the next status is due.
@@ -73,10 +91,13 @@ func (a *Account) warn(ctx context.Context, err error, message string) {
 }
 
 func (a *Account) receiveLoop(ctx context.Context, cancel context.CancelCauseFunc) {
+	first := true
 	for failures := 0; ctx.Err() == nil; {
-		err := a.endpoint.Sync(ctx, syncWait)
+		came, err := a.endpoint.Sync(ctx, a.options.Sync.wait())
 		if err == nil {
 			failures = 0
+			loop.Pause(ctx, a.options.Sync.pause(came, first))
+			first = first && came > 0
 			continue
 		}
 		if loggedOut(err) {
@@ -132,6 +153,21 @@ func (a *Account) workOnce(ctx context.Context) {
 		a.warn(ctx, err, "A rotation cannot go on yet")
 		a.warn(ctx, a.failed(ctx, j, err), "The failure could not be journaled")
 	}
+}
+
+// busy reports whether the journal has anything that is not done, or the server has yet to be told something.
+func (a *Account) busy(ctx context.Context) (busy bool, err error) {
+	still, is, err := a.store.standstill(ctx)
+	if err != nil || !a.spoken.Load() || is && !still.Told {
+		return true, err
+	}
+	err = a.store.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM journal WHERE NOT ended) OR EXISTS (SELECT 1 FROM push_round WHERE ended = '')
+		OR EXISTS (SELECT 1 FROM received WHERE state = 'new') OR EXISTS (SELECT 1 FROM asked WHERE state = 'open')
+		OR EXISTS (SELECT 1 FROM asking WHERE state <> 'closed') OR EXISTS (SELECT 1 FROM act)`).Scan(&busy)
+	if err != nil {
+		return true, fmt.Errorf("looking for what is under way: %w", err)
+	}
+	return busy, nil
 }
 
 func (a *Account) failed(ctx context.Context, j *job, cause error) error {

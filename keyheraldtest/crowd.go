@@ -12,6 +12,7 @@ import (
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/olm"
 	"maunium.net/go/mautrix/crypto/signatures"
 	"maunium.net/go/mautrix/id"
 
@@ -85,46 +86,49 @@ func (c *Crowd) member(ctx context.Context, localpart string) (Member, error) {
 	account := crypto.NewOlmAccount()
 	signing, identity := account.Keys()
 	m.Device = crosssigning.Device{UserID: m.UserID, DeviceID: client.DeviceID, SigningKey: signing, IdentityKey: identity, CrossSigned: true}
-	device := mautrix.DeviceKeys{UserID: m.UserID, DeviceID: client.DeviceID, Algorithms: []id.Algorithm{id.AlgorithmOlmV1, id.AlgorithmMegolmV1}, Keys: mautrix.KeyMap{
+	if err := patiently(ctx, func() error {
+		return client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{Master: public.Master, SelfSigning: public.SelfSigning, UserSigning: public.UserSigning}, nil)
+	}); err != nil {
+		return m, err
+	}
+	return m, publish(ctx, client, account, keys.SelfSigning, 1)
+}
+
+// publish uploads a device's keys with so many one-time keys, and its user's signature.
+func publish(ctx context.Context, client *mautrix.Client, account *crypto.OlmAccount, self olm.PKSigning, oneTimeKeys uint) error {
+	signing, identity := account.Keys()
+	device := mautrix.DeviceKeys{UserID: client.UserID, DeviceID: client.DeviceID, Algorithms: []id.Algorithm{id.AlgorithmOlmV1, id.AlgorithmMegolmV1}, Keys: mautrix.KeyMap{
 		id.NewDeviceKeyID(id.KeyAlgorithmEd25519, client.DeviceID): signing.String(), id.NewDeviceKeyID(id.KeyAlgorithmCurve25519, client.DeviceID): identity.String()}}
 	own, err := account.SignJSON(device)
 	if err != nil {
-		return m, err
+		return err
 	}
-	signed, err := crosssigning.SignDevice(keys.SelfSigning, device)
+	signed, err := crosssigning.SignDevice(self, device)
 	if err != nil {
-		return m, err
+		return err
 	}
-	device.Signatures = signatures.NewSingleSignature(m.UserID, id.KeyAlgorithmEd25519, client.DeviceID.String(), own)
-	if err := account.Internal.GenOneTimeKeys(1); err != nil {
-		return m, err
+	device.Signatures = signatures.NewSingleSignature(client.UserID, id.KeyAlgorithmEd25519, client.DeviceID.String(), own)
+	if err := account.Internal.GenOneTimeKeys(oneTimeKeys); err != nil {
+		return err
 	}
 	fresh, err := account.Internal.OneTimeKeys()
 	if err != nil {
-		return m, err
+		return err
 	}
 	upload := &mautrix.ReqUploadKeys{DeviceKeys: &device, OneTimeKeys: map[id.KeyID]mautrix.OneTimeKey{}}
 	for keyID, key := range fresh {
 		oneTime := mautrix.OneTimeKey{Key: key}
 		signature, err := account.SignJSON(oneTime)
 		if err != nil {
-			return m, err
+			return err
 		}
-		oneTime.Signatures, oneTime.IsSigned = signatures.NewSingleSignature(m.UserID, id.KeyAlgorithmEd25519, client.DeviceID.String(), signature), true
+		oneTime.Signatures, oneTime.IsSigned = signatures.NewSingleSignature(client.UserID, id.KeyAlgorithmEd25519, client.DeviceID.String(), signature), true
 		upload.OneTimeKeys[id.NewKeyID(id.KeyAlgorithmSignedCurve25519, keyID)] = oneTime
 	}
-	for _, step := range []func() error{
-		func() error {
-			return client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{Master: public.Master, SelfSigning: public.SelfSigning, UserSigning: public.UserSigning}, nil)
-		},
-		func() error { _, err := client.UploadKeys(ctx, upload); return err },
-		func() error { _, err := client.UploadSignatures(ctx, &signed); return err },
-	} {
-		if err := patiently(ctx, step); err != nil {
-			return m, err
-		}
+	if err := patiently(ctx, func() error { _, err := client.UploadKeys(ctx, upload); return err }); err != nil {
+		return err
 	}
-	return m, nil
+	return patiently(ctx, func() error { _, err := client.UploadSignatures(ctx, &signed); return err })
 }
 
 // Login registers a user of the crowd and logs a device in.
@@ -135,6 +139,15 @@ func (c *Crowd) Login(ctx context.Context, user id.UserID, device id.DeviceID) (
 	}
 	body := map[string]any{"type": mautrix.AuthTypeAppservice, "username": user.Localpart(), "inhibit_login": true}
 	if _, err := client.MakeRequest(ctx, http.MethodPost, client.BuildClientURL("v3", "register"), body, nil); err != nil {
+		return nil, err
+	}
+	return c.LoginAgain(ctx, user, device)
+}
+
+// LoginAgain logs one more device of a user of the crowd in.
+func (c *Crowd) LoginAgain(ctx context.Context, user id.UserID, device id.DeviceID) (*mautrix.Client, error) {
+	client, err := mautrix.NewClient(c.url, "", c.token)
+	if err != nil {
 		return nil, err
 	}
 	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypeAppservice, DeviceID: device, StoreCredentials: true,

@@ -60,6 +60,12 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	if err != nil {
 		return nil, fmt.Errorf("logging %s in as %s: %w", user, device, err)
 	}
+	return Stock(ctx, client)
+}
+
+// Stock makes a stock client of one that is logged in, and starts its sync.
+func Stock(ctx context.Context, client *mautrix.Client) (*Client, error) {
+	device := client.DeviceID
 	state := mautrix.NewMemoryStateStore()
 	client.StateStore = state
 	// mautrix's memory store is not safe for the sync and a caller at once.

@@ -69,7 +69,7 @@ func (r *Receiver) Close() error { return r.db.Close() }
 
 // Receive asks the homeserver once and decrypts what came.
 func (r *Receiver) Receive(ctx context.Context) error {
-	if err := r.Endpoint.Sync(ctx, time.Second); err != nil {
+	if _, err := r.Endpoint.Sync(ctx, time.Second); err != nil {
 		return err
 	}
 	return r.Endpoint.Process(ctx, r)

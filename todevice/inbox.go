@@ -83,12 +83,12 @@ const syncFilter = `{"room":{"rooms":[],"timeline":{"limit":1}},"presence":{"not
 
 // Sync asks once for new to-device messages, waiting up to wait, and commits them raw together with the token. Only
 // the next request tells the homeserver that they arrived, so a crash anywhere loses nothing. It then tops up the
-// one-time keys where they run low.
-func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
+// one-time keys where they run low. came is how many messages were committed; a homeserver gives a hundred or so at once.
+func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) (came int, err error) {
 	var since string
-	err := e.db.QueryRow(ctx, `SELECT COALESCE(MAX(sync_token), '') FROM todevice_account WHERE account_id = $1`, e.accountID).Scan(&since)
+	err = e.db.QueryRow(ctx, `SELECT COALESCE(MAX(sync_token), '') FROM todevice_account WHERE account_id = $1`, e.accountID).Scan(&since)
 	if err != nil {
-		return fmt.Errorf("reading the sync token: %w", err)
+		return 0, fmt.Errorf("reading the sync token: %w", err)
 	}
 	resp, err := e.client.FullSyncRequest(ctx, mautrix.ReqSync{
 		Timeout:     int((wait + e.patience).Milliseconds()),
@@ -97,7 +97,7 @@ func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
 		SetPresence: event.PresenceOffline,
 	})
 	if err != nil {
-		return fmt.Errorf("asking for to-device messages: %w", err)
+		return 0, fmt.Errorf("asking for to-device messages: %w", err)
 	}
 	err = e.InTxn(ctx, func(ctx context.Context) error {
 		for _, evt := range resp.ToDevice.Events {
@@ -121,17 +121,18 @@ func (e *Endpoint) Sync(ctx context.Context, wait time.Duration) error {
 		signal(e.changed)
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if len(resp.ToDevice.Events) > 0 {
+	came = len(resp.ToDevice.Events)
+	if came > 0 {
 		signal(e.arrived)
 	}
 	if resp.DeviceOTKCount.SignedCurve25519 < otkLow {
 		if err := e.PublishKeys(ctx); err != nil {
-			return err
+			return came, err
 		}
 	}
-	return nil
+	return came, nil
 }
 
 func (e *Endpoint) keep(ctx context.Context, evt *event.Event) error {

@@ -21,20 +21,10 @@ func Repeat(ctx context.Context, signal <-chan struct{}, interval time.Duration,
 	}
 }
 
-// again is the first wait after a failure; it doubles with each further one.
-const again = 250 * time.Millisecond
-
-// Persist is Repeat for what may fail: then it is run again after a wait that grows up to the interval, since what
-// failed waits for no signal any more.
-func Persist(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func() error) {
-	for wait := again; ctx.Err() == nil; {
-		next := interval
-		if do() == nil {
-			wait = again
-		} else {
-			next, wait = min(wait, interval), min(2*wait, interval)
-		}
-		timer := time.NewTimer(next)
+// Watch is Repeat where do says how long to wait at most until it is run again.
+func Watch(ctx context.Context, signal <-chan struct{}, do func() time.Duration) {
+	for ctx.Err() == nil {
+		timer := time.NewTimer(do())
 		select {
 		case <-ctx.Done():
 		case <-signal:
@@ -42,6 +32,24 @@ func Persist(ctx context.Context, signal <-chan struct{}, interval time.Duration
 		}
 		timer.Stop()
 	}
+}
+
+// again is the first wait after a failure; it doubles with each further one.
+const again = 250 * time.Millisecond
+
+// Persist is Repeat for what may fail: then it is run again after a wait that grows up to the interval, since what
+// failed waits for no signal any more.
+func Persist(ctx context.Context, signal <-chan struct{}, interval time.Duration, do func() error) {
+	wait := again
+	Watch(ctx, signal, func() time.Duration {
+		if do() == nil {
+			wait = again
+			return interval
+		}
+		next := min(wait, interval)
+		wait = min(2*wait, interval)
+		return next
+	})
 }
 
 // Pause waits for d or the end of ctx.

@@ -100,9 +100,20 @@ func Print(out io.Writer, rows []Row) error {
 	return table.Flush()
 }
 
-// Write keeps the rows as JSON.
+// Write keeps the rows as JSON. The rows of an earlier run that are not among them stay.
 func Write(path string, rows []Row) error {
-	encoded, err := json.MarshalIndent(rows, "", "  ")
+	kept, err := read(path)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if i := slices.IndexFunc(kept, func(old Row) bool { return old.Name == row.Name }); i >= 0 {
+			kept[i] = row
+		} else {
+			kept = append(kept, row)
+		}
+	}
+	encoded, err := json.MarshalIndent(kept, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding the results: %w", err)
 	}
@@ -113,4 +124,17 @@ func Write(path string, rows []Row) error {
 		return fmt.Errorf("writing the results: %w", err)
 	}
 	return nil
+}
+
+func read(path string) (rows []Row, err error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("reading the results of earlier runs: %w", err)
+	}
+	if err := json.Unmarshal(raw, &rows); err != nil {
+		return nil, fmt.Errorf("reading the results of earlier runs in %s (remove it to begin anew): %w", path, err)
+	}
+	return rows, nil
 }

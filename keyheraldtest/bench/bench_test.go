@@ -3,6 +3,9 @@ package bench
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
 	"testing"
 )
 
@@ -42,6 +45,35 @@ func TestARatioIsTurnedSoThatMoreIsBetterForUs(t *testing.T) {
 func TestARoundThatFailsFailsTheBenchmark(t *testing.T) {
 	if _, err := Measure(t.Context(), "x", "ms", Less, 3, script("ours", 1, 2), script("other", 1, 2)); err == nil {
 		t.Error("a figure was made up")
+	}
+}
+
+func TestResultsKeepTheRowsThatWereNotMeasuredThisTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "bench", "results.json")
+	row := func(name string, ours float64) Row {
+		return Compare(name, "ms", Less, []float64{ours}, map[string][]float64{"other": {6}})
+	}
+	for _, rows := range [][]Row{{row("a", 1), row("b", 2)}, {row("b", 3), row("c", 4)}} {
+		if err := Write(path, rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []Row{row("a", 1), row("b", 3), row("c", 4)}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestResultsThatCannotBeReadAreNotWrittenOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "results.json")
+	if err := os.WriteFile(path, []byte("[{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Write(path, nil); err == nil {
+		t.Error("what could not be read was written over")
 	}
 }
 

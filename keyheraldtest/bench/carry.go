@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -252,17 +251,8 @@ func (r *carryResult) run(ctx context.Context, text string) error {
 
 // peakMB is the highest resident memory of this process.
 func peakMB() (float64, error) {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "VmHWM:" {
-			kb, err := strconv.ParseFloat(fields[1], 64)
-			return kb / 1024, err
-		}
-	}
-	return 0, errors.New("the system does not tell this process's memory")
+	kb, err := statusKB("self", "VmHWM")
+	return kb / 1024, err
 }
 
 // x25519 is how often a second the three operations can be done, on all cores.

@@ -64,6 +64,8 @@ type crowded struct {
 	engine  *relay.Engine
 	members []keyheraldtest.Member
 	sender  *mautrix.Client
+	hs      *keyheraldtest.Homeserver
+	crowd   *keyheraldtest.Crowd
 }
 
 func (c *crowded) close() error {
@@ -112,19 +114,18 @@ func newCrowded(ctx context.Context, n int) (*crowded, error) {
 	if err := os.WriteFile(filepath.Join(dir, "registration.yaml"), encoded, 0o600); err != nil {
 		return c, err
 	}
-	crowd, crowdRegistration, err := keyheraldtest.CrowdRegistration(dir)
-	if err != nil {
+	var crowdRegistration string
+	if c.crowd, crowdRegistration, err = keyheraldtest.CrowdRegistration(dir); err != nil {
 		return c, err
 	}
-	hs, err := keyheraldtest.StartDendrite(ctx, dir, filepath.Join(dir, "registration.yaml"), crowdRegistration)
-	if err != nil {
+	if c.hs, err = keyheraldtest.StartDendrite(ctx, dir, filepath.Join(dir, "registration.yaml"), crowdRegistration); err != nil {
 		return c, err
 	}
-	c.closers = append(c.closers, hs.Close)
-	if c.members, err = crowd.Make(ctx, hs, n); err != nil {
+	c.closers = append(c.closers, c.hs.Close)
+	if c.members, err = c.crowd.Make(ctx, c.hs, n); err != nil {
 		return c, err
 	}
-	if c.sender, err = crowd.Login(ctx, id.NewUserID("crowdsender", keyheraldtest.ServerName), "SENDER"); err != nil {
+	if c.sender, err = c.crowd.Login(ctx, id.NewUserID("crowdsender", keyheraldtest.ServerName), "SENDER"); err != nil {
 		return c, err
 	}
 	c.sender.DefaultHTTPRetries = 0
@@ -139,7 +140,7 @@ func newCrowded(ctx context.Context, n int) (*crowded, error) {
 	if c.engine, err = relay.New(relay.Config{DB: c.db, BotUserID: bot, BotMasterKey: masterKey, Log: log, Storm: rotation.StormLimit{Percent: 100, Users: n}}); err != nil {
 		return c, err
 	}
-	b, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: hs.URL, ASToken: registration.ASToken, Identity: identity, PickleKey: make([]byte, 32),
+	b, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: c.hs.URL, ASToken: registration.ASToken, Identity: identity, PickleKey: make([]byte, 32),
 		Holder: "bench", DB: c.db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return c.engine.Session(endpoint) }})
 	if err != nil {
 		return c, err

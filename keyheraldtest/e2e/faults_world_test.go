@@ -221,7 +221,8 @@ func (w *faulty) receive(t *testing.T) {
 	receiver := w.verified(t, "RECEIVER")
 	run(t, func(ctx context.Context) error {
 		for ctx.Err() == nil {
-			err := errors.Join(receiver.Endpoint.Sync(ctx, time.Second), receiver.Endpoint.Process(ctx, w.received))
+			_, err := receiver.Endpoint.Sync(ctx, time.Second)
+			err = errors.Join(err, receiver.Endpoint.Process(ctx, w.received))
 			if err != nil && ctx.Err() == nil {
 				return err
 			}

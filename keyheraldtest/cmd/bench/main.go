@@ -8,17 +8,15 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"syscall"
 
-	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
-	"github.com/keyherald/keyherald/keyheraldtest/demo"
 )
 
 func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald and keyherald-device")
-	results := flag.String("results", "bench/results.json", "where the results go")
+	results := flag.String("results", "bench/results.json", "where the results go; rows that are not measured this time stay there")
+	rows := flag.String("rows", "", "what to measure, with commas between the names; empty for everything")
 	rounds := flag.Int("rounds", 15, "rounds of each benchmark")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -26,59 +24,35 @@ func main() {
 	if bench.RunCarryChild(ctx) {
 		return
 	}
-	if err := run(ctx, *programs, *results, *rounds); err != nil {
+	if err := run(ctx, *programs, *results, *rows, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, programs, results string, rounds int) error {
+// run measures what was chosen. Each result is shown and kept as soon as it is there, and all of them are shown in the end.
+func run(ctx context.Context, programs, results, list string, rounds int) error {
+	chosen, err := choose(list, all())
+	if err != nil {
+		return err
+	}
 	absolute, err := filepath.Abs(programs)
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "keyherald-bench-")
-	if err != nil {
-		return err
+	var rows []bench.Row
+	for _, m := range chosen {
+		fresh, err := m.do(ctx, setting{programs: absolute, rounds: rounds})
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		if err := bench.Print(os.Stderr, fresh); err != nil {
+			return err
+		}
+		if err := bench.Write(results, fresh); err != nil {
+			return err
+		}
+		rows = append(rows, fresh...)
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	// One function a row; each brings its own parts.
-	rotation, err := demo.BenchRotation(ctx, demo.Config{Programs: absolute, Dir: dir, Homeserver: keyheraldtest.StartDendrite, Out: os.Stderr}, rounds)
-	if err != nil {
-		return err
-	}
-	intake, err := bench.Intake(ctx, rounds)
-	if err != nil {
-		return err
-	}
-	triggers, err := bench.Triggers(ctx, 2000, min(rounds, 5))
-	if err != nil {
-		return err
-	}
-	carry, err := bench.Carry(ctx, min(rounds, 5))
-	if err != nil {
-		return err
-	}
-	auditLog, err := bench.Audit(ctx, min(rounds, 9))
-	if err != nil {
-		return err
-	}
-	verifying, err := bench.AuditVerify(ctx, 1_000_000, min(rounds, 5))
-	if err != nil {
-		return err
-	}
-	memoryDir, err := os.MkdirTemp("", "keyherald-bench-")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(memoryDir) }()
-	memory, err := demo.BenchMemory(ctx, demo.Config{Programs: absolute, Dir: memoryDir, Homeserver: keyheraldtest.StartDendrite, Out: os.Stderr}, 10_000)
-	if err != nil {
-		return err
-	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, carry, auditLog, verifying, []bench.Row{memory})
-	if err := bench.Print(os.Stdout, rows); err != nil {
-		return err
-	}
-	return bench.Write(results, rows)
+	return bench.Print(os.Stdout, rows)
 }

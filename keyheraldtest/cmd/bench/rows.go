@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/keyheraldtest/bench"
+	"github.com/keyherald/keyherald/keyheraldtest/demo"
+)
+
+// setting is what a run was told.
+type setting struct {
+	// programs is the absolute path of the directory with the programs.
+	programs string
+	rounds   int
+}
+
+// measured is a name that -rows knows, and what measures its rows.
+type measured struct {
+	name string
+	do   func(ctx context.Context, s setting) ([]bench.Row, error)
+}
+
+// all is the whole run, in its order. Some rows have fewer rounds than a run is told, since theirs take long.
+func all() []measured {
+	return []measured{
+		{"rotation", rotation},
+		{"intake", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Intake(ctx, s.rounds) }},
+		{"triggers", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Triggers(ctx, 2000, min(s.rounds, 5))
+		}},
+		{"delivery", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			few, err := bench.Delivery(ctx, 10, s.rounds)
+			if err != nil {
+				return nil, err
+			}
+			many, err := bench.Delivery(ctx, 100, min(s.rounds, 3))
+			return append(few, many...), err
+		}},
+		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
+		{"fleet", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Fleet(ctx, s.programs, 1000, min(s.rounds, 3))
+		}},
+		{"carryover", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Carry(ctx, min(s.rounds, 5)) }},
+		{"audit", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Audit(ctx, min(s.rounds, 9)) }},
+		{"audit_verify", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.AuditVerify(ctx, 1_000_000, min(s.rounds, 5))
+		}},
+		{"memory", memory},
+	}
+}
+
+// choose gives the rows that a comma-separated list names, in the order of a whole run; an empty list is a whole run.
+func choose(list string, from []measured) ([]measured, error) {
+	if list == "" {
+		return from, nil
+	}
+	wanted := strings.Split(list, ",")
+	var names []string
+	for _, m := range from {
+		names = append(names, m.name)
+	}
+	for _, name := range wanted {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("there is no row %q: write some of %s, with commas between them", name, strings.Join(names, ","))
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(from), func(m measured) bool { return !slices.Contains(wanted, m.name) }), nil
+}
+
+func rotation(ctx context.Context, s setting) ([]bench.Row, error) {
+	return inCompany(s, func(config demo.Config) (bench.Row, error) { return demo.BenchRotation(ctx, config, s.rounds) })
+}
+
+func memory(ctx context.Context, s setting) ([]bench.Row, error) {
+	return inCompany(s, func(config demo.Config) (bench.Row, error) { return demo.BenchMemory(ctx, config, 10_000) })
+}
+
+// inCompany measures a row in a company of make demo's.
+func inCompany(s setting, measure func(config demo.Config) (bench.Row, error)) (rows []bench.Row, err error) {
+	dir, err := os.MkdirTemp("", "keyherald-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	row, err := measure(demo.Config{Programs: s.programs, Dir: dir, Homeserver: keyheraldtest.StartDendrite, Out: os.Stderr})
+	return []bench.Row{row}, err
+}
