@@ -42,6 +42,8 @@ func (c Config) Validate() error {
 type Source struct {
 	Format  string  `yaml:"format"`
 	Mapping Mapping `yaml:"mapping"`
+	// Disclosure says what it comes to that somebody read a key.
+	Disclosure *Disclosure `yaml:"disclosure"`
 
 	Keys          []Key         `yaml:"keys"`
 	Signature     *Signature    `yaml:"signature"`
@@ -196,9 +198,12 @@ func (b *builder) mode(proof bool, mode check, headers ...string) {
 
 func (b *builder) formatAndMapping() error {
 	m := b.Mapping
+	orDefault(&b.Format, "cloudevents")
 	switch b.Format {
-	case "", "cloudevents":
-		b.source.format, m = cloudEvents{}, m.or("subject", "data.version")
+	case "cloudevents":
+		// Standard Webhooks signs none of the headers that a binary event's attributes are in.
+		proven := b.JWT != nil || b.MTLS != nil || b.Header != nil || b.Basic != nil
+		b.source.format, m = cloudEvents{binary: proven}, m.or("subject", "data.version")
 		b.source.headers = append(b.source.headers, "Ce-")
 	case "azure-eventgrid":
 		origin := b.WebhookOrigin
@@ -228,9 +233,15 @@ func (b *builder) formatAndMapping() error {
 			return fmt.Errorf("%s.%s is for the format %s: remove it", b.at, only.key, only.format)
 		}
 	}
-	var err error
-	b.source.mapping, err = m.compile(b.at)
-	return err
+	disclosure, err := b.Disclosure.compile(b.Format)
+	if err != nil {
+		return fmt.Errorf("%s.%w", b.at, err)
+	}
+	if b.source.mapping, err = m.compile(b.at); err != nil {
+		return err
+	}
+	b.source.mapping.disclosure = disclosure
+	return nil
 }
 
 func (b *builder) generic() error {
@@ -261,7 +272,7 @@ func (b *builder) proven() error {
 	if b.proof {
 		return nil
 	}
-	if b.Format == "" || b.Format == "cloudevents" || b.Format == "generic" {
+	if b.Format == "cloudevents" || b.Format == "generic" {
 		return fmt.Errorf("%s.keys is empty: every source signs, or proves by jwt, mtls, header or basic who it is; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", b.at)
 	}
 	return fmt.Errorf("%s says not how its sender proves who it is: configure jwt, mtls, header or basic; a source_address alone is no proof", b.at)

@@ -70,3 +70,25 @@ func (db *DB) PutReconciled(ctx context.Context, seen []Watched, at time.Time) e
 	}
 	return nil
 }
+
+// Seen are the versions that were seen at places when the KMS was looked at last; a place that was not looked at is
+// missing.
+func (db *DB) Seen(ctx context.Context, places []Place) (map[Place]string, error) {
+	users, secrets, kms, paths := columnsOf(places)
+	rows, err := db.Query(ctx, `SELECT user_id, secret, kms, path, version FROM reconciled WHERE (user_id, secret, kms, path) IN
+		(SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]))`, pq.Array(users), pq.Array(secrets), pq.Array(kms), pq.Array(paths))
+	if err != nil {
+		return nil, fmt.Errorf("reading what was seen in the KMS: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	seen := map[Place]string{}
+	for rows.Next() {
+		var place Place
+		var version string
+		if err := rows.Scan(&place.UserID, &place.Secret, &place.KMS, &place.Path, &version); err != nil {
+			return nil, fmt.Errorf("reading what was seen in the KMS: %w", err)
+		}
+		seen[place] = version
+	}
+	return seen, rows.Err()
+}
