@@ -1,8 +1,6 @@
 package intake
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"regexp"
 	"strings"
@@ -11,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/rotation"
 )
 
 // Mapping turns an event into user, path and version. Pattern is matched against Attribute, whole, with the named groups
@@ -147,8 +146,8 @@ func clip(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "")
 }
 
-// version is the event's own, or one that is made of its id where the sender names none. That one is not decimal, so it
-// has no order, and a device takes what the KMS says is current. What was read is the current version there.
+// version is the event's own, or one that is made of its id where the sender names none. What was read is the current
+// version there.
 func (m *mapping) version(e event, n *Notification) string {
 	if m.Version != noVersion {
 		return e.field(m.Version)
@@ -156,8 +155,7 @@ func (m *mapping) version(e event, n *Notification) string {
 	if n.Read {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(n.ID))
-	return "unversioned-" + hex.EncodeToString(sum[:16])
+	return rotation.UnnamedVersion(n.ID)
 }
 
 // printable reports whether a text shows all that it is: no control or formatting characters, no spaces but the plain

@@ -155,7 +155,7 @@ func (c *Reconciler) look(ctx context.Context, watched []postgres.Watched, limit
 				case known == version:
 					c.looks.WithLabelValues("same").Inc()
 				case known == "":
-					// The first look is a baseline: what was before it is none of ours.
+					// The first look at a key that was never rotated is a baseline: what was before it is none of ours.
 					w.Version = version
 					c.looks.WithLabelValues("baseline").Inc()
 					seen = append(seen, w)
