@@ -17,10 +17,12 @@ import (
 )
 
 // Config names the sources, and the proxies of ours before this server, whose word about addresses and certificates
-// counts.
+// counts. Streams are the mappings of the event streams that the server hears by itself, by their KMS: they have pattern,
+// user and perhaps path.
 type Config struct {
 	Sources        map[string]Source `yaml:"sources"`
 	TrustedProxies []string          `yaml:"trusted_proxies"`
+	Streams        map[string]Mapping `yaml:"-"`
 }
 
 // Validate checks what can be checked without reading a file. Errors begin with the key they are about.
@@ -34,7 +36,24 @@ func (c Config) Validate() error {
 			return err
 		}
 	}
-	return nil
+	_, err = c.streams()
+	return err
+}
+
+// streams checks the mappings of the event streams, and returns them by their sources' names.
+func (c Config) streams() (map[string]*source, error) {
+	streams := map[string]*source{}
+	for _, kms := range slices.Sorted(maps.Keys(c.Streams)) {
+		name := StreamSource(kms)
+		if _, taken := c.Sources[name]; taken {
+			return nil, fmt.Errorf("sources.%s has the name of the event stream of kms.%s: choose another", name, kms)
+		}
+		var err error
+		if streams[name], err = c.Streams[kms].stream(kms); err != nil {
+			return nil, err
+		}
+	}
+	return streams, nil
 }
 
 // Source is one system that notifies. Every authentication mode that is configured must be passed, and at least one that

@@ -104,6 +104,7 @@ type Deps struct {
 // Handler answers /notify/:source.
 type Handler struct {
 	sources  map[string]*source
+	streams  map[string]*source // heard, and not called
 	deps     Deps
 	answers  *prometheus.CounterVec
 	reading  chan struct{}
@@ -151,6 +152,9 @@ func New(config Config, deps Deps) (*Handler, error) {
 			return nil, err
 		}
 		h.sources[name] = s
+	}
+	if h.streams, err = config.streams(); err != nil {
+		return nil, err
 	}
 	return h, nil
 }
