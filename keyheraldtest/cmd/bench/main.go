@@ -55,6 +55,10 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	reconcile, err := bench.Reconcile(ctx, 10_000, min(rounds, 5))
+	if err != nil {
+		return err
+	}
 	carry, err := bench.Carry(ctx, min(rounds, 5))
 	if err != nil {
 		return err
@@ -76,7 +80,7 @@ func run(ctx context.Context, programs, results string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, carry, auditLog, verifying, []bench.Row{memory})
+	rows := slices.Concat([]bench.Row{rotation}, intake, triggers, reconcile, carry, auditLog, verifying, []bench.Row{memory})
 	if err := bench.Print(os.Stdout, rows); err != nil {
 		return err
 	}
