@@ -87,7 +87,7 @@ func TestManyReadsOfAVersionOpenOneRotation(t *testing.T) {
 				}
 				standing = append([]Standing{{Read: got.Version, Reason: ReasonDisclosed, Open: true, Created: now}}, standing...)
 			case ReadCovered:
-				if s := standing[got.Covering]; s.Read != got.Version && !(s.Open && s.Version == "") {
+				if s := standing[got.Covering]; s.Read != got.Version && (!s.Open || s.Version != "") {
 					t.Fatalf("%q is covered by %+v", got.Version, s)
 				}
 			case ReadOutdated:
