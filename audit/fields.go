@@ -48,7 +48,7 @@ const (
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
 	uuid.UUID | id.UserID | id.DeviceID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
-		KMSVersion | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter
+		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
@@ -97,6 +97,8 @@ func identifierText(value any) string {
 		return shown(string(v), 512)
 	case KMSVersion:
 		return shown(string(v), 128)
+	case ReaderName:
+		return shown(string(v), 512)
 	case StorageKeyID:
 		return shown(string(v), 128)
 	case SinkName:

@@ -24,6 +24,7 @@ type (
 	KMSName         string // as the configuration names it
 	KMSPath         string // of a secret in its KMS
 	KMSVersion      string // of a secret in its KMS
+	ReaderName      string // who read a secret, as its KMS names him
 	StorageKeyID    string // of a key of the user's secret storage: its id, never the key
 	SinkName        string // a sink of checkpoints, as the configuration names it
 	LogName         string // a log, or the origin of its checkpoints

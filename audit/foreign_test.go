@@ -37,6 +37,11 @@ var foreign = map[string]func(text string) Event{
 	"a KMS":                   func(text string) Event { return accepted(ID("kms", KMSName(text))) },
 	"a path":                  func(text string) Event { return accepted(ID("path", KMSPath(text))) },
 	"a version":               func(text string) Event { return accepted(ID("version", KMSVersion(text))) },
+	"a reader": func(text string) Event {
+		e := accepted(ID("reader", ReaderName(text)))
+		e.Action = RotationAsked
+		return e
+	},
 	"a source": func(text string) Event {
 		e := accepted()
 		e.Actor = BySource(SourceName(text))

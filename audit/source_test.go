@@ -159,6 +159,7 @@ var conversions = []string{
 	"relay: audit.NotificationID(a.ID)",
 	"relay: audit.PublicKey(report.Backup.PublicKey)",
 	"relay: audit.PublicKey(status.PublicKey)",
+	"relay: audit.ReaderName(a.Reader)",
 	"relay: audit.SoftwareVersion(status.SoftwareVersion)",
 	"relay: audit.SourceName(a.Source)",
 	"relay: audit.StorageKeyID(act.KeyID)",

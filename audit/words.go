@@ -104,10 +104,13 @@ const (
 // Ignored is why a notification changed nothing.
 type Ignored string
 
-// Why a notification is ignored: it is none of ours, which is normal for a shared KMS, or was taken before.
+// Why a notification is ignored: it is none of ours, which is normal for a shared KMS, or was taken before; or it tells
+// that somebody read a key who may, or a version that is not the current one any more.
 const (
-	IgnoredUnmapped Ignored = "unmapped"
-	IgnoredRepeated Ignored = "repeated"
+	IgnoredUnmapped       Ignored = "unmapped"
+	IgnoredRepeated       Ignored = "repeated"
+	IgnoredExpectedReader Ignored = "expected_reader"
+	IgnoredOldVersion     Ignored = "old_version"
 )
 
 // Handshake is a kind of a sender's request about its subscription.
@@ -213,6 +216,6 @@ var (
 	reasons        = []rotation.Reason{rotation.ReasonCompromise, rotation.ReasonDisclosed}
 	states         = []rotation.State{rotation.Received, rotation.WaitingForEnrollment, rotation.Working, rotation.Done, rotation.Failed, rotation.Superseded,
 		rotation.TimedOut, rotation.Cancelled}
-	holds = []rotation.Hold{rotation.HoldStorm, rotation.HoldLogUnsigned}
+	holds = []rotation.Hold{rotation.HoldStorm, rotation.HoldReadAgain, rotation.HoldLogUnsigned}
 	forms = []msc4385.Form{msc4385.FormSend, msc4385.FormPush}
 )

@@ -17,12 +17,16 @@ import (
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
-// cloudEvents reads one CloudEvent 1.0, structured or binary. A mapping may name the attributes subject, source and
-// type, and fields of the data, as data.NAME.
-type cloudEvents struct{}
+// cloudEvents reads one CloudEvent 1.0, structured or, where something else than a signature over the body proves its
+// headers, binary. A mapping may name the attributes subject, source and type, and fields of the data, as data.NAME.
+type cloudEvents struct{ binary bool }
 
-func (cloudEvents) read(ctx context.Context, r *request) (said, *denial) {
-	e, denied := parseCloudEvent(ctx, r)
+// ReadType is the type of a CloudEvent that tells that somebody read a secret: its subject, in its data version, which may
+// be missing, by its data's reader. Every other type is a new version.
+const ReadType = "io.keyherald.secret.read"
+
+func (c cloudEvents) read(ctx context.Context, r *request) (said, *denial) {
+	e, denied := c.parse(ctx, r)
 	if denied != nil {
 		return said{}, denied
 	}
@@ -31,7 +35,7 @@ func (cloudEvents) read(ctx context.Context, r *request) (said, *denial) {
 	if err != nil && json.Valid(e.Data()) {
 		return said{}, malformed(err.Error())
 	}
-	return said{events: []event{{id: e.ID(), sum: attributedSum(r), field: func(name string) string {
+	return said{events: []event{{id: e.ID(), sum: attributedSum(r), read: e.Type() == ReadType, field: func(name string) string {
 		switch name {
 		case "subject":
 			return e.Subject()
@@ -58,13 +62,16 @@ func attributedSum(r *request) [32]byte {
 	return [32]byte(hash.Sum(nil))
 }
 
-// parseCloudEvent reads the event. The SDK takes duplicate JSON keys (the last wins) and does not validate by itself,
+// parse reads the event. The SDK takes duplicate JSON keys (the last wins) and does not validate by itself,
 // so both are done here.
-func parseCloudEvent(ctx context.Context, r *request) (*cloudevents.Event, *denial) {
+func (c cloudEvents) parse(ctx context.Context, r *request) (*cloudevents.Event, *denial) {
 	mediaType := r.mediaType()
 	structured := mediaType == cloudevents.ApplicationCloudEventsJSON
 	if !structured && (mediaType != "application/json" || r.header.Get("Ce-Specversion") == "") {
 		return nil, unsupported("send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json")
+	}
+	if !structured && !c.binary {
+		return nil, unsupported("send the CloudEvent structured, as application/cloudevents+json: nothing that this source proves itself by covers the ce- headers of a binary one")
 	}
 	if _, denied := r.json(); denied != nil {
 		return nil, denied

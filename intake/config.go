@@ -17,10 +17,12 @@ import (
 )
 
 // Config names the sources, and the proxies of ours before this server, whose word about addresses and certificates
-// counts.
+// counts. Streams are the mappings of the event streams that the server hears by itself, by their KMS: they have pattern,
+// user and perhaps path.
 type Config struct {
 	Sources        map[string]Source `yaml:"sources"`
 	TrustedProxies []string          `yaml:"trusted_proxies"`
+	Streams        map[string]Mapping `yaml:"-"`
 }
 
 // Validate checks what can be checked without reading a file. Errors begin with the key they are about.
@@ -34,7 +36,24 @@ func (c Config) Validate() error {
 			return err
 		}
 	}
-	return nil
+	_, err = c.streams()
+	return err
+}
+
+// streams checks the mappings of the event streams, and returns them by their sources' names.
+func (c Config) streams() (map[string]*source, error) {
+	streams := map[string]*source{}
+	for _, kms := range slices.Sorted(maps.Keys(c.Streams)) {
+		name := StreamSource(kms)
+		if _, taken := c.Sources[name]; taken {
+			return nil, fmt.Errorf("sources.%s has the name of the event stream of kms.%s: choose another", name, kms)
+		}
+		var err error
+		if streams[name], err = c.Streams[kms].stream(kms); err != nil {
+			return nil, err
+		}
+	}
+	return streams, nil
 }
 
 // Source is one system that notifies. Every authentication mode that is configured must be passed, and at least one that
@@ -42,6 +61,8 @@ func (c Config) Validate() error {
 type Source struct {
 	Format  string  `yaml:"format"`
 	Mapping Mapping `yaml:"mapping"`
+	// Disclosure says what it comes to that somebody read a key.
+	Disclosure *Disclosure `yaml:"disclosure"`
 
 	Keys          []Key         `yaml:"keys"`
 	Signature     *Signature    `yaml:"signature"`
@@ -196,9 +217,12 @@ func (b *builder) mode(proof bool, mode check, headers ...string) {
 
 func (b *builder) formatAndMapping() error {
 	m := b.Mapping
+	orDefault(&b.Format, "cloudevents")
 	switch b.Format {
-	case "", "cloudevents":
-		b.source.format, m = cloudEvents{}, m.or("subject", "data.version")
+	case "cloudevents":
+		// Standard Webhooks signs none of the headers that a binary event's attributes are in.
+		proven := b.JWT != nil || b.MTLS != nil || b.Header != nil || b.Basic != nil
+		b.source.format, m = cloudEvents{binary: proven}, m.or("subject", "data.version")
 		b.source.headers = append(b.source.headers, "Ce-")
 	case "azure-eventgrid":
 		origin := b.WebhookOrigin
@@ -228,9 +252,15 @@ func (b *builder) formatAndMapping() error {
 			return fmt.Errorf("%s.%s is for the format %s: remove it", b.at, only.key, only.format)
 		}
 	}
-	var err error
-	b.source.mapping, err = m.compile(b.at)
-	return err
+	disclosure, err := b.Disclosure.compile(b.Format)
+	if err != nil {
+		return fmt.Errorf("%s.%w", b.at, err)
+	}
+	if b.source.mapping, err = m.compile(b.at); err != nil {
+		return err
+	}
+	b.source.mapping.disclosure = disclosure
+	return nil
 }
 
 func (b *builder) generic() error {
@@ -261,7 +291,7 @@ func (b *builder) proven() error {
 	if b.proof {
 		return nil
 	}
-	if b.Format == "" || b.Format == "cloudevents" || b.Format == "generic" {
+	if b.Format == "cloudevents" || b.Format == "generic" {
 		return fmt.Errorf("%s.keys is empty: every source signs, or proves by jwt, mtls, header or basic who it is; make a key with `head -c 32 /dev/urandom | base64` and write whsec_<it>", b.at)
 	}
 	return fmt.Errorf("%s says not how its sender proves who it is: configure jwt, mtls, header or basic; a source_address alone is no proof", b.at)

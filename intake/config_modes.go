@@ -147,7 +147,7 @@ func (b *builder) signature() error {
 		b.source.format = f
 		b.mode(true, f.signature)
 		return nil
-	case "", "cloudevents", "generic":
+	case "cloudevents", "generic":
 	default:
 		if len(b.Keys) > 0 {
 			return fmt.Errorf("%s.keys is for senders that sign, and %s does not: write jwt, header or basic as docs/intake.md shows", b.at, b.Format)

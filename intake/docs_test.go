@@ -36,7 +36,7 @@ func TestTheSourcesOfTheDocumentationAreRight(t *testing.T) {
 			}
 		}
 	}
-	if len(formats) != 5 || formats["generic"] != 4 {
+	if len(formats) != 5 || formats["generic"] != 5 || formats["gcp-pubsub"] != 2 {
 		t.Errorf("the page shows %v", formats)
 	}
 }

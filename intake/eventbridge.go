@@ -3,6 +3,8 @@ package intake
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
+	"regexp"
 
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
@@ -19,12 +21,13 @@ func (eventBridge) read(_ context.Context, r *request) (said, *denial) {
 	if denied != nil {
 		return said{}, denied
 	}
-	return one(parseBridgeEvent(body))
+	return parseBridgeEvent(body)
 }
 
 // parseBridgeEvent reads one event. Of those that Secrets Manager sends, one is a new current version: AWSCURRENT moved
 // (https://docs.aws.amazon.com/secretsmanager/latest/userguide/event-detail-secret-label-updated-secretsmanager.html).
-func parseBridgeEvent(body any) (event, *denial) {
+// Of the calls that CloudTrail tells, two read values.
+func parseBridgeEvent(body any) (said, *denial) {
 	text := func(name string) string {
 		value, _ := strictjson.Lookup(body, name)
 		text, _ := strictjson.Text(value)
@@ -32,11 +35,79 @@ func parseBridgeEvent(body any) (event, *denial) {
 	}
 	id := text("id")
 	if id == "" || text("source") == "" || text("detail-type") == "" {
-		return event{}, malformed("not an event of EventBridge")
+		return said{}, malformed("not an event of EventBridge")
 	}
-	if len(id) > maxID {
-		return event{}, malformed("the event's id has more than 1024 bytes")
+	if len(id) > maxID-len("/00") {
+		return said{}, malformed("the event's id has more than 1024 bytes")
 	}
-	current := text("source") == "aws.secretsmanager" && text("detail-type") == "Secret Label Updated" && text("detail.labelUpdated") == "AWSCURRENT"
-	return event{id: id, sum: sha256.Sum256(strictjson.Canonical(body)), irrelevant: !current, field: text}, nil
+	e := event{id: id, sum: sha256.Sum256(strictjson.Canonical(body)), irrelevant: true, field: text}
+	if text("source") != "aws.secretsmanager" {
+		return one(e, nil)
+	}
+	switch text("detail-type") {
+	case "Secret Label Updated":
+		e.irrelevant = text("detail.labelUpdated") != "AWSCURRENT"
+	case "AWS API Call via CloudTrail":
+		if reads := bridgeReads(e, body); len(reads) > 0 {
+			return said{events: reads}, nil
+		}
+	}
+	return one(e, nil)
+}
+
+// mostSecrets is how many secrets one call reads at most.
+const mostSecrets = 20
+
+// bridgeReads are the reads of a call that CloudTrail tells: GetSecretValue names a secret, and perhaps a version;
+// BatchGetSecretValue may name several (https://docs.aws.amazon.com/secretsmanager/latest/userguide/cloudtrail_log_entries.html).
+// A call that was refused read nothing, and AWSPREVIOUS is never the current version. A mapping may name the fields of a
+// read as those of a change.
+func bridgeReads(e event, body any) []event {
+	const parameters = "detail.requestParameters."
+	version := ""
+	var secrets []any
+	switch e.field("detail.eventName") {
+	case "GetSecretValue":
+		secret, _ := strictjson.Lookup(body, parameters+"secretId")
+		secrets, version = []any{secret}, e.field(parameters+"versionId")
+	case "BatchGetSecretValue":
+		list, _ := strictjson.Lookup(body, parameters+"secretIdList")
+		secrets, _ = list.([]any)
+	}
+	refused := e.field("detail.errorCode") != "" || version == "" && e.field(parameters+"versionStage") == "AWSPREVIOUS"
+	if refused || e.field("detail.eventSource") != "secretsmanager.amazonaws.com" || len(secrets) > mostSecrets {
+		return nil
+	}
+	reads := make([]event, len(secrets))
+	for i, secret := range secrets {
+		name, _ := secret.(string)
+		reads[i] = event{id: e.id, sum: e.sum, read: true, field: func(field string) string {
+			switch field {
+			case "detail.name":
+				return secretName(name)
+			case "detail.versionId":
+				return version
+			}
+			return e.field(field)
+		}}
+		if len(secrets) > 1 {
+			reads[i].id = fmt.Sprintf("%s/%d", e.id, i)
+		}
+	}
+	return reads
+}
+
+// The ARN of a secret ends with its name, a hyphen and six characters that AWS chose; a partial one goes without these.
+// AWS advises against names that end like that, since they could be meant as well.
+var (
+	secretARN    = regexp.MustCompile(`^arn:[a-z-]+:secretsmanager:[a-z0-9-]*:[0-9]*:secret:(.+)$`)
+	secretSuffix = regexp.MustCompile(`-[A-Za-z0-9]{6}$`)
+)
+
+// secretName is the name of the secret that a caller named, by its name or its ARN.
+func secretName(secretID string) string {
+	if arn := secretARN.FindStringSubmatch(secretID); arn != nil {
+		return secretSuffix.ReplaceAllString(arn[1], "")
+	}
+	return secretID
 }

@@ -103,7 +103,11 @@ func (h *heard) news(t *testing.T) []string {
 	t.Helper()
 	var lines []string
 	tell := func(prefix string, n intake.Notification) {
-		text, err := json.Marshal(struct{ Source, ID, KeyID, User, Secret, KMS, Path, Version string }{n.Source, n.ID, n.KeyID, n.User, n.Secret, n.KMS, n.Path, n.Version})
+		text, err := json.Marshal(struct {
+			Source, ID, KeyID, User, Secret, KMS, Path, Version string
+			Read                                                bool   `json:",omitempty"`
+			Reader                                              string `json:",omitempty"`
+		}{n.Source, n.ID, n.KeyID, n.User, n.Secret, n.KMS, n.Path, n.Version, n.Read, n.Reader})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,20 +37,27 @@ const maxID = 1024
 
 // Notification is an authentic, normalised notification. (Source, ID) names it for good: ID is the sender's id of the
 // event. KeyID names what authenticated it. BodySHA256 is over what the event says.
+//
+// Read marks word that somebody other than the user's device read the secret: Version is empty where the KMS does not say
+// which version that was, and Reader where it does not say who.
 type Notification struct {
 	Source, ID, KeyID                string
 	BodySHA256                       [32]byte
 	User, Secret, KMS, Path, Version string
+	Read                             bool
+	Reader                           string
 }
 
 // Answer is what the Recorder knew of a notification.
 type Answer int
 
-// Fresh was kept now, Duplicate before with the same body, Conflict before with another.
+// Fresh was kept now, Duplicate before with the same body, Conflict before with another. Outdated was not kept: it tells
+// of a read of a version that is not the current one any more.
 const (
 	Fresh Answer = iota + 1
 	Duplicate
 	Conflict
+	Outdated
 )
 
 // Receipt is what a sender gets back.
@@ -97,6 +104,7 @@ type Deps struct {
 // Handler answers /notify/:source.
 type Handler struct {
 	sources  map[string]*source
+	streams  map[string]*source // heard, and not called
 	deps     Deps
 	answers  *prometheus.CounterVec
 	reading  chan struct{}
@@ -127,7 +135,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 		deps.BodyTime = 10 * time.Second
 	}
 	h := &Handler{sources: map[string]*source{}, deps: deps, reading: make(chan struct{}, maxReading), inFlight: make(chan struct{}, maxInFlight), logged: map[string]time.Time{},
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, handshake, or the HTTP status."}, []string{"source", "answer"})}
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_notifications_total", Help: "Notifications by source and answer: accepted, duplicate, unmapped, expected_reader, old_version, handshake, or the HTTP status."}, []string{"source", "answer"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.answers); err != nil {
 			return nil, fmt.Errorf("intake: %w", err)
@@ -144,6 +152,9 @@ func New(config Config, deps Deps) (*Handler, error) {
 			return nil, err
 		}
 		h.sources[name] = s
+	}
+	if h.streams, err = config.streams(); err != nil {
+		return nil, err
 	}
 	return h, nil
 }
@@ -221,11 +232,11 @@ type outcome struct {
 // record maps an event and makes it durable.
 func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e event) (outcome, error) {
 	notification := Notification{Source: name, ID: e.id, KeyID: keyID, BodySHA256: e.sum}
-	mapped, wrong := s.mapping.apply(e, &notification)
+	ignored, wrong := s.mapping.apply(e, &notification)
 	switch {
-	case !mapped:
-		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: audit.IgnoredUnmapped})
-		return outcome{http.StatusAccepted, "unmapped", Receipt{}}, err
+	case ignored != "":
+		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: ignored})
+		return outcome{http.StatusAccepted, string(ignored), Receipt{}}, err
 	case wrong != Problem{}:
 		receipt, err := h.deps.Recorder.Unusable(ctx, notification, wrong)
 		if err == nil && receipt.Answer == Conflict {
@@ -246,6 +257,9 @@ func (h *Handler) record(ctx context.Context, name, keyID string, s *source, e e
 	case receipt.Answer == Duplicate:
 		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: audit.IgnoredRepeated})
 		return outcome{http.StatusAccepted, "duplicate", receipt}, err
+	case receipt.Answer == Outdated:
+		err := h.flood(ctx, flood{source: audit.SourceName(name), ignored: audit.IgnoredOldVersion})
+		return outcome{http.StatusAccepted, string(audit.IgnoredOldVersion), receipt}, err
 	}
 	return outcome{http.StatusAccepted, "accepted", receipt}, nil
 }
@@ -323,7 +337,7 @@ func (h *Handler) answer(c echo.Context, source string, status int, word string,
 func (h *Handler) count(source string, status int, word string) {
 	label := fmt.Sprint(status)
 	if status == http.StatusAccepted {
-		label = word // accepted, duplicate or unmapped: a fixed few, while problems are free text
+		label = word // accepted, duplicate or why it is ignored: a fixed few, while problems are free text
 	}
 	h.answers.WithLabelValues(source, label).Inc()
 }

@@ -1,8 +1,6 @@
 package intake
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"regexp"
 	"strings"
@@ -11,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/rotation"
 )
 
 // Mapping turns an event into user, path and version. Pattern is matched against Attribute, whole, with the named groups
@@ -42,7 +41,8 @@ const (
 
 type mapping struct {
 	Mapping
-	pattern *regexp.Regexp
+	pattern    *regexp.Regexp
+	disclosure *Disclosure // nil where reads are ignored
 }
 
 // compile checks the mapping. Errors begin with the key they are about.
@@ -57,7 +57,7 @@ func (m Mapping) compile(at string) (*mapping, error) {
 	if m.KMS == "" {
 		return nil, fmt.Errorf("%s.mapping.kms is missing: write the KMS's name as the devices' account files have it", at)
 	}
-	return &mapping{m, pattern}, nil
+	return &mapping{Mapping: m, pattern: pattern}, nil
 }
 
 // or fills in what a format's events have where the configuration says nothing.
@@ -71,21 +71,17 @@ func (m Mapping) or(attribute, version string) Mapping {
 	return m
 }
 
-// apply fills in what the notification is about. mapped is false for an event that is none of ours, which is normal for
-// a shared KMS; wrong says what is wrong with one that is.
-func (m *mapping) apply(e event, n *Notification) (mapped bool, wrong Problem) {
-	if e.irrelevant {
-		return false, Problem{}
-	}
-	for name, want := range m.Where {
-		if e.field(name) != want {
-			return false, Problem{}
-		}
+// apply fills in what the notification is about. ignored says why an event changes nothing: most are none of ours, which
+// is normal for a shared KMS. wrong says what is wrong with one that is.
+func (m *mapping) apply(e event, n *Notification) (ignored audit.Ignored, wrong Problem) {
+	n.Read = e.read || m.disclosure.marks(e)
+	if e.irrelevant || n.Read && !m.disclosure.heeds() || !matches(m.Where, e) {
+		return audit.IgnoredUnmapped, Problem{}
 	}
 	subject := e.field(m.Attribute)
 	match := m.pattern.FindStringSubmatch(subject)
 	if match == nil {
-		return false, Problem{}
+		return audit.IgnoredUnmapped, Problem{}
 	}
 	group := func(name string) string {
 		if i := m.pattern.SubexpIndex(name); i >= 0 {
@@ -104,11 +100,27 @@ func (m *mapping) apply(e event, n *Notification) (mapped bool, wrong Problem) {
 	if n.Version = group("version"); n.Version == "" {
 		n.Version = m.version(e, n)
 	}
+	if n.Read {
+		n.Reader = e.field(m.disclosure.Reader)
+	}
 	if wrong = n.problem(group("user")); wrong != (Problem{}) {
 		n.User, n.Path, n.Version = clip(n.User, maxUser), clip(n.Path, maxPath), clip(n.Version, maxVersion)
-		return true, wrong
+		return "", wrong
 	}
-	return true, Problem{}
+	if n.Read && m.disclosure.expects(n.Reader, group("user")) {
+		return audit.IgnoredExpectedReader, Problem{}
+	}
+	return "", Problem{}
+}
+
+// matches reports whether an event says all of this.
+func matches(where map[string]string, e event) bool {
+	for name, want := range where {
+		if e.field(name) != want {
+			return false
+		}
+	}
+	return true
 }
 
 // problem says what is wrong with what the mapping made of an event, for its sender and the log.
@@ -120,7 +132,7 @@ func (n *Notification) problem(user string) Problem {
 	if steps := "/" + n.Path + "/"; !printable(n.Path) || len(n.Path) > maxPath || strings.Contains(steps, "/../") || strings.Contains(steps, "/./") {
 		return Problem{audit.RefusedUnusablePath, fmt.Sprintf("the mapping gives the path %q, which is none of a secret", clip(n.Path, maxPath))}
 	}
-	if n.Version == "" || len(n.Version) > maxVersion || !printable(n.Version) {
+	if n.Version == "" && !n.Read || len(n.Version) > maxVersion || !printable(n.Version) {
 		return Problem{audit.RefusedNoUsableVersion, "the notification names no usable version of " + n.Path}
 	}
 	return Problem{}
@@ -134,14 +146,16 @@ func clip(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "")
 }
 
-// version is the event's own, or one that is made of its id where the sender names none. That one is not decimal, so it
-// has no order, and a device takes what the KMS says is current.
+// version is the event's own, or one that is made of its id where the sender names none. What was read is the current
+// version there.
 func (m *mapping) version(e event, n *Notification) string {
 	if m.Version != noVersion {
 		return e.field(m.Version)
 	}
-	sum := sha256.Sum256([]byte(n.ID))
-	return "unversioned-" + hex.EncodeToString(sum[:16])
+	if n.Read {
+		return ""
+	}
+	return rotation.UnnamedVersion(n.ID)
 }
 
 // printable reports whether a text shows all that it is: no control or formatting characters, no spaces but the plain

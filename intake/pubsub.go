@@ -5,13 +5,15 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"regexp"
+	"strings"
 
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
 // pubSub reads what a push subscription of Google Pub/Sub delivers of Secret Manager
 // (https://cloud.google.com/secret-manager/docs/event-notifications). A mapping may name secretId, which is
-// projects/…/secrets/NAME, version, which is a number, and subscription.
+// projects/…/secrets/NAME, version, which is a number, and subscription; and of what a log sink sends, that is read
+// (https://cloud.google.com/secret-manager/docs/audit-logging), the entry's own fields too.
 type pubSub struct{}
 
 func (pubSub) read(_ context.Context, r *request) (said, *denial) {
@@ -48,6 +50,9 @@ func parsePubSub(body any) (event, *denial) {
 	attributes, _ := strictjson.Lookup(body, "message.attributes")
 	// A message is delivered again with another deliveryAttempt; what it says is these two.
 	sum := sha256.Sum256(strictjson.Canonical([]any{attributes, data}))
+	if read, ok := auditedRead(data); ok {
+		return read.event(id, sum, data, text)
+	}
 	secret, added := text("message.attributes.secretId"), text("message.attributes.eventType") == "SECRET_VERSION_ADD"
 	number, ok := versionOf(secret, text("message.attributes.versionId"))
 	name, there := strictjson.Lookup(data, "name")
@@ -83,3 +88,57 @@ func versionOf(secret, version string) (number string, ok bool) {
 	}
 	return v[2], true
 }
+
+// logged is an entry of Google's audit log that tells of a read.
+type logged struct {
+	secret, version string
+	named, failed   bool
+}
+
+// auditedRead knows the entries of Secret Manager's audit log that tell of a read of a version.
+func auditedRead(entry any) (read logged, ok bool) {
+	text := func(name string) string {
+		value, _ := strictjson.Lookup(entry, "protoPayload."+name)
+		text, _ := strictjson.Text(value)
+		return text
+	}
+	// The method's package was another before version 1.
+	if text("serviceName") != "secretmanager.googleapis.com" || !strings.HasSuffix(text("methodName"), ".SecretManagerService.AccessSecretVersion") {
+		return logged{}, false
+	}
+	code := text("status.code")
+	read.failed = code != "" && code != "0"
+	name := gcpRead.FindStringSubmatch(text("resourceName"))
+	if name == nil {
+		return read, true
+	}
+	read.secret, read.named = name[1], true
+	if gcpNumber.MatchString(name[2]) {
+		read.version = name[2] // and else latest, or an alias that only Google knows
+	}
+	return read, true
+}
+
+func (l logged) event(id string, sum [32]byte, entry any, message func(name string) string) (event, *denial) {
+	if !l.named {
+		return event{}, malformed("the log entry's resourceName is no version of a secret")
+	}
+	return event{id: id, sum: sum, irrelevant: l.failed, read: true, field: func(field string) string {
+		switch field {
+		case "secretId":
+			return l.secret
+		case "version":
+			return l.version
+		}
+		if value, ok := strictjson.Lookup(entry, field); ok {
+			text, _ := strictjson.Text(value)
+			return text
+		}
+		return message(field)
+	}}, nil
+}
+
+var (
+	gcpRead   = regexp.MustCompile(`^(projects/[^/]+(?:/locations/[^/]+)?/secrets/[A-Za-z0-9_-]+)/versions/([^/]+)$`)
+	gcpNumber = regexp.MustCompile(`^[0-9]{1,20}$`)
+)

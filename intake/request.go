@@ -125,12 +125,13 @@ func one(e event, denied *denial) (said, *denial) {
 	return said{events: []event{e}}, nil
 }
 
-// event is one thing that happened. irrelevant marks a kind of event that is never a new version. field is the text of
-// what it says, by name, and empty where it does not say that.
+// event is one thing that happened. irrelevant marks a kind of event that is neither a new version nor a read of one, and
+// read one that is a read. field is the text of what it says, by name, and empty where it does not say that.
 type event struct {
 	id         string
 	sum        [32]byte
 	irrelevant bool
+	read       bool
 	field      func(name string) string
 }
 

@@ -60,5 +60,5 @@ func (f snsFormat) read(_ context.Context, r *request) (said, *denial) {
 	if err != nil {
 		return said{}, malformed("within the Message: " + err.Error())
 	}
-	return one(parseBridgeEvent(body))
+	return parseBridgeEvent(body)
 }

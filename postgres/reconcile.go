@@ -7,10 +7,12 @@ import (
 
 	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/rotation"
 )
 
-// Watched is the place of an enrolled user's key in a KMS, with the version that was seen there last; empty before the
-// first look.
+// Watched is the place of an enrolled user's key in a KMS, with the version that was seen there last. Before the first look
+// that is the version that was relayed last, and empty where none was, or the sender named none.
 type Watched struct {
 	Place
 	Version string
@@ -20,8 +22,10 @@ type Watched struct {
 // were, or for those who had none there, the place that template gives.
 func (db *DB) Watched(ctx context.Context, kms, secret string, template func(id.UserID) string, after id.UserID, limit int) ([]Watched, error) {
 	rows, err := db.Query(ctx, `WITH enrolled AS (SELECT DISTINCT user_id FROM device WHERE state = 'enrolled' AND user_id > $3 ORDER BY user_id LIMIT $4)
-		SELECT e.user_id, COALESCE(r.path, ''), COALESCE(s.path, ''), COALESCE(s.version, '') FROM enrolled e
+		SELECT e.user_id, COALESCE(r.path, ''), COALESCE(relayed.version, ''), COALESCE(s.path, ''), COALESCE(s.version, '') FROM enrolled e
 		LEFT JOIN LATERAL (SELECT path FROM rotation r WHERE r.user_id = e.user_id AND r.secret = $2 AND r.kms = $1 ORDER BY r.id DESC LIMIT 1) r ON true
+		LEFT JOIN LATERAL (SELECT version FROM rotation v WHERE v.user_id = e.user_id AND v.secret = $2 AND v.kms = $1 AND v.path = r.path AND v.version NOT LIKE 'pending/%'
+			ORDER BY v.id DESC LIMIT 1) relayed ON true
 		LEFT JOIN reconciled s ON s.user_id = e.user_id AND s.secret = $2 AND s.kms = $1 ORDER BY e.user_id, s.seen_at`, kms, secret, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the places to reconcile: %w", err)
@@ -30,24 +34,24 @@ func (db *DB) Watched(ctx context.Context, kms, secret string, template func(id.
 	var watched []Watched
 	for rows.Next() {
 		w := Watched{Place: Place{Secret: secret, KMS: kms}}
-		var seenPath, version string
-		if err := rows.Scan(&w.UserID, &w.Path, &seenPath, &version); err != nil {
+		var relayed, seenPath, version string
+		if err := rows.Scan(&w.UserID, &w.Path, &relayed, &seenPath, &version); err != nil {
 			return nil, fmt.Errorf("reading the places to reconcile: %w", err)
 		}
 		if w.Path == "" {
 			w.Path = template(w.UserID)
 		}
-		if seenPath == w.Path {
-			w.Version = version
-		}
-		if n := len(watched); n > 0 && watched[n-1].UserID == w.UserID {
-			// Another place that this user's key was at before.
-			if w.Version != "" {
-				watched[n-1].Version = w.Version
+		if n := len(watched); n == 0 || watched[n-1].UserID != w.UserID {
+			// One that was made of a notification's id says nothing about what the KMS had.
+			if !rotation.IsUnnamed(relayed) {
+				w.Version = relayed
 			}
-			continue
+			watched = append(watched, w)
 		}
-		watched = append(watched, w)
+		// There is a row for each place that this user's key was seen at.
+		if seenPath == w.Path {
+			watched[len(watched)-1].Version = version
+		}
 	}
 	return watched, rows.Err()
 }
@@ -69,4 +73,26 @@ func (db *DB) PutReconciled(ctx context.Context, seen []Watched, at time.Time) e
 		return fmt.Errorf("keeping what was seen in the KMS: %w", err)
 	}
 	return nil
+}
+
+// Seen are the versions that were seen at places when the KMS was looked at last; a place that was not looked at is
+// missing.
+func (db *DB) Seen(ctx context.Context, places []Place) (map[Place]string, error) {
+	users, secrets, kms, paths := columnsOf(places)
+	rows, err := db.Query(ctx, `SELECT user_id, secret, kms, path, version FROM reconciled WHERE (user_id, secret, kms, path) IN
+		(SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]))`, pq.Array(users), pq.Array(secrets), pq.Array(kms), pq.Array(paths))
+	if err != nil {
+		return nil, fmt.Errorf("reading what was seen in the KMS: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	seen := map[Place]string{}
+	for rows.Next() {
+		var place Place
+		var version string
+		if err := rows.Scan(&place.UserID, &place.Secret, &place.KMS, &place.Path, &version); err != nil {
+			return nil, fmt.Errorf("reading what was seen in the KMS: %w", err)
+		}
+		seen[place] = version
+	}
+	return seen, rows.Err()
 }

@@ -29,6 +29,8 @@ type Rotation struct {
 	HeldFor rotation.Hold
 	// Reason is why the key was rotated, where that is known: empty for a plain change.
 	Reason rotation.Reason
+	// ReadVersion is the version whose reading by somebody else opened the rotation, where that is why and it is known.
+	ReadVersion string
 	// Action is what the device is to do. Where it makes the key, the version is Pending until the device says which one
 	// it became.
 	Action protocol.Action
@@ -42,14 +44,14 @@ type Rotation struct {
 }
 
 const rotationColumns = `id, user_id, secret, kms, path, version, source, state, stage, backup_version, recovery_copy,
-	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held, held_for, reason, action, old_backup_grace, replace_recovery`
+	carry_complete, pushed, needs_attention, failure, next_action, created_at, updated_at, ended_at, held, held_for, reason, read_version, action, old_backup_grace, replace_recovery`
 
 func scanRotation(row interface{ Scan(...any) error }) (Rotation, error) {
 	var r Rotation
 	var ended sql.NullTime
 	err := row.Scan(&r.ID, &r.UserID, &r.Secret, &r.KMS.Name, &r.KMS.Path, &r.KMS.Version, &r.Source, &r.Facts.State, &r.Facts.Stage,
 		&r.Facts.BackupVersion, &r.Facts.RecoveryCopy, &r.Facts.CarryComplete, &r.Facts.Pushed, &r.Facts.Attention, &r.Facts.Failure,
-		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held, &r.HeldFor, &r.Reason, &r.Action,
+		&r.NextAction, &r.CreatedAt, &r.UpdatedAt, &ended, &r.Held, &r.HeldFor, &r.Reason, &r.ReadVersion, &r.Action,
 		&r.OldBackupGrace, &r.ReplaceRecovery)
 	r.EndedAt = ended.Time
 	return r, err
@@ -113,13 +115,17 @@ func (r Rotation) Place() Place { return Place{r.UserID, r.Secret, r.KMS.Name, r
 
 // RotationsAt lists the rotations of places, open or ended, newest first.
 func (db *DB) RotationsAt(ctx context.Context, places []Place) ([]Rotation, error) {
-	users, secrets, kms, paths := make([]string, len(places)), make([]string, len(places)), make([]string, len(places)), make([]string, len(places))
-	for i, p := range places {
-		users[i], secrets[i], kms[i], paths[i] = string(p.UserID), p.Secret, p.KMS, p.Path
-	}
+	users, secrets, kms, paths := columnsOf(places)
 	return db.rotations(ctx, `(user_id, secret, kms, path) IN
 		(SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])) ORDER BY id DESC`,
 		pq.Array(users), pq.Array(secrets), pq.Array(kms), pq.Array(paths))
+}
+
+func columnsOf(places []Place) (users, secrets, kms, paths []string) {
+	for _, p := range places {
+		users, secrets, kms, paths = append(users, string(p.UserID)), append(secrets, p.Secret), append(kms, p.KMS), append(paths, p.Path)
+	}
+	return users, secrets, kms, paths
 }
 
 // InsertRotations makes rotations, which exist only once for a place and version.
@@ -127,11 +133,11 @@ func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
 	if len(rotations) == 0 {
 		return nil
 	}
-	var columns [12][]string
+	var columns [13][]string
 	graces, replace := make([]sql.NullInt64, len(rotations)), make([]bool, len(rotations))
 	created, ended, held := make([]time.Time, len(rotations)), make([]sql.NullTime, len(rotations)), make([]bool, len(rotations))
 	for i, r := range rotations {
-		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction, string(r.HeldFor), string(r.Reason), string(r.Action)} {
+		for c, value := range []string{r.ID.String(), string(r.UserID), r.Secret, r.KMS.Name, r.KMS.Path, r.KMS.Version, r.Source, string(r.Facts.State), r.NextAction, string(r.HeldFor), string(r.Reason), string(r.Action), r.ReadVersion} {
 			columns[c] = append(columns[c], value)
 		}
 		held[i], replace[i] = r.Held, r.ReplaceRecovery
@@ -144,13 +150,13 @@ func (db *DB) InsertRotations(ctx context.Context, rotations []Rotation) error {
 	for _, column := range columns {
 		args = append(args, pq.Array(column))
 	}
-	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action,
+	_, err := db.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action, read_version,
 			created_at, updated_at, ended_at, held, old_backup_grace, replace_recovery)
-		SELECT id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action,
+		SELECT id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action, read_version,
 			created_at, created_at, ended_at, held, grace, replace FROM unnest(
-			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-			$13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::bigint[], $17::boolean[])
-			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action, created_at, ended_at, held, grace, replace)`,
+			$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+			$14::timestamptz[], $15::timestamptz[], $16::boolean[], $17::bigint[], $18::boolean[])
+			AS fresh (id, user_id, secret, kms, path, version, source, state, next_action, held_for, reason, action, read_version, created_at, ended_at, held, grace, replace)`,
 		append(args, pq.Array(created), pq.Array(ended), pq.Array(held), pq.Array(graces), pq.Array(replace))...)
 	if err != nil {
 		return fmt.Errorf("keeping rotations: %w", err)

@@ -11,12 +11,14 @@ import (
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
 )
 
 var _ intake.Recorder = (*Engine)(nil)
 
 // Accept keeps a notification and opens its rotation in one transaction with their audit events; when it returns
-// without error, all of it is durable. The same notification again changes nothing.
+// without error, all of it is durable. The same notification again changes nothing, and nothing is kept of a read of a
+// version that is not the current one any more.
 func (e *Engine) Accept(ctx context.Context, n intake.Notification) (intake.Receipt, error) {
 	return e.recordOne(ctx, arrival{Notification: n})
 }
@@ -64,14 +66,23 @@ func (a arrival) source() audit.SourceName { return audit.SourceName(a.Source) }
 func (a arrival) usable() bool { return a.problem == intake.Problem{} }
 
 func (a arrival) change() Change {
-	return Change{Source: a.Source, UserID: id.UserID(a.User), Secret: a.Secret, Actor: audit.BySource(a.source()),
+	return Change{Source: a.Source, UserID: id.UserID(a.User), Secret: a.Secret, Actor: audit.BySource(a.source()), Read: a.Read,
 		KMS: protocol.KMSRef{Name: a.KMS, Path: a.Path, Version: a.Version}}
 }
 
 // event tells what became of a fresh arrival.
-func (a arrival) event(now time.Time, rotation uuid.NullUUID) audit.Event {
-	event := audit.Event{Time: now, Actor: audit.BySource(a.source()), Action: audit.NotificationAccepted, Subject: audit.OfUser(id.UserID(a.User)), Rotation: rotation.UUID,
+func (a arrival) event(now time.Time, opened uuid.NullUUID) audit.Event {
+	event := audit.Event{Time: now, Actor: audit.BySource(a.source()), Action: audit.NotificationAccepted, Subject: audit.OfUser(id.UserID(a.User)), Rotation: opened.UUID,
 		Outcome: audit.Accepted, Detail: append(a.named(), audit.ID("kms", audit.KMSName(a.KMS)), audit.ID("path", audit.KMSPath(a.Path)), audit.ID("version", audit.KMSVersion(a.Version)))}
+	if a.Read && a.usable() {
+		event.Action, event.Detail = audit.RotationAsked, append(a.named(), audit.ID("kms", audit.KMSName(a.KMS)), audit.ID("path", audit.KMSPath(a.Path)), audit.Word("reason", rotation.ReasonDisclosed))
+		if a.Version != "" {
+			event.Detail = append(event.Detail, audit.ID("read_version", audit.KMSVersion(a.Version)))
+		}
+		if a.Reader != "" {
+			event.Detail = append(event.Detail, audit.ID("reader", audit.ReaderName(a.Reader)))
+		}
+	}
 	if a.usable() {
 		return event
 	}
@@ -136,19 +147,25 @@ func (e *Engine) record(ctx context.Context, group []arrival) ([]intake.Receipt,
 		if err != nil {
 			return err
 		}
-		kept := make([]postgres.Notification, len(fresh))
-		for i, a := range fresh {
-			kept[i] = known[a.key()]
+		var kept []postgres.Notification
+		outdated := map[postgres.NotificationKey]bool{}
+		for _, a := range fresh {
+			n := known[a.key()]
 			if a.usable() {
-				kept[i].RotationID = uuid.NullUUID{UUID: rotations[0], Valid: true}
+				n.RotationID = uuid.NullUUID{UUID: rotations[0], Valid: true}
 				rotations = rotations[1:]
+				if outdated[a.key()] = n.RotationID.UUID == uuid.Nil; outdated[a.key()] {
+					continue
+				}
 			}
-			known[a.key()] = kept[i]
-			events = append(events, a.event(now, kept[i].RotationID))
+			known[a.key()] = n
+			kept, events = append(kept, n), append(events, a.event(now, n.RotationID))
 		}
 		for i, a := range group {
-			if rotation := known[a.key()].RotationID; rotation.Valid {
-				receipts[i].RotationID = rotation.UUID.String()
+			if outdated[a.key()] {
+				receipts[i].Answer = intake.Outdated
+			} else if opened := known[a.key()].RotationID; opened.Valid {
+				receipts[i].RotationID = opened.UUID.String()
 			}
 		}
 		if err := e.db.InsertNotifications(ctx, kept, now); err != nil {

@@ -30,6 +30,9 @@ type Reconciliation struct {
 	Interval time.Duration
 	// MostPerSecond bounds the questions to the KMS; 0 means 50.
 	MostPerSecond int
+	// Hear, where it is there, hears of changes until ctx ends, while this replica is the one that reconciles. It calls
+	// opened each time after which nothing is missed any more: then everybody's key is looked at once, at once.
+	Hear func(ctx context.Context, opened func())
 }
 
 const (
@@ -75,18 +78,53 @@ func (c *Reconciler) Run(ctx context.Context) {
 			return err
 		}
 		defer func() { _ = lock.Close() }()
+		defer c.hear(ctx)()
 		for ctx.Err() == nil {
 			if err := lock.Held(ctx); err != nil {
 				return err
 			}
 			began := c.now()
-			if err := c.Pass(ctx, c.Interval); err != nil && ctx.Err() == nil {
-				c.log.Warn().Err(err).Str("kms", c.KMS).Msg("Reconciling with the KMS is not complete, and goes on in the next interval")
-			}
+			c.pass(ctx, c.Interval)
 			loop.Pause(ctx, c.Interval-c.now().Sub(began))
 		}
 		return nil
 	})
+}
+
+func (c *Reconciler) pass(ctx context.Context, spread time.Duration) {
+	if err := c.Pass(ctx, spread); err != nil && ctx.Err() == nil {
+		c.log.Warn().Err(err).Str("kms", c.KMS).Msg("Reconciling with the KMS is not complete, and goes on in the next interval")
+	}
+}
+
+// hear begins to hear of changes, and returns what ends that. A look that an opened stream asks for does not wait for the
+// one that is spread over the interval, and one that is asked for meanwhile comes after it.
+func (c *Reconciler) hear(ctx context.Context) (stop func()) {
+	if c.Hear == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	opened := make(chan struct{}, 1)
+	var parts sync.WaitGroup
+	parts.Go(func() {
+		c.Hear(ctx, func() {
+			select {
+			case opened <- struct{}{}:
+			default:
+			}
+		})
+	})
+	parts.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-opened:
+				c.pass(ctx, 0)
+			}
+		}
+	})
+	return func() { cancel(); parts.Wait() }
 }
 
 // Pass looks at every enrolled user's key once, spread over about the time given; 0 means as fast as MostPerSecond lets
@@ -155,7 +193,7 @@ func (c *Reconciler) look(ctx context.Context, watched []postgres.Watched, limit
 				case known == version:
 					c.looks.WithLabelValues("same").Inc()
 				case known == "":
-					// The first look is a baseline: what was before it is none of ours.
+					// The first look at a key that was never rotated is a baseline: what was before it is none of ours.
 					w.Version = version
 					c.looks.WithLabelValues("baseline").Inc()
 					seen = append(seen, w)

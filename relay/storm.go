@@ -28,7 +28,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 	var events []audit.Event
 	for i := range opened {
 		r := &opened[i]
-		if through[r.UserID] || r.Facts.State.Ended() {
+		if through[r.UserID] || r.Held || r.Facts.State.Ended() {
 			continue
 		}
 		if changed >= e.storm.Users && enrolled < 0 {

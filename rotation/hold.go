@@ -3,10 +3,12 @@ package rotation
 // Hold is what a rotation that is held waits for.
 type Hold string
 
-// The holds: an admin's release after a storm of changes, or the audit log being signed again.
+// The holds: an admin's release after a storm of changes, or where the key that was made for a disclosed one was read as
+// well; or the audit log being signed again.
 const (
 	HoldNone        Hold = ""
 	HoldStorm       Hold = "storm"
+	HoldReadAgain   Hold = "read_again"
 	HoldLogUnsigned Hold = "log_unsigned"
 )
 

@@ -6,8 +6,11 @@
 package rotation
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/keyherald/keyherald/protocol"
@@ -157,6 +160,19 @@ func Newer(version, than string) bool {
 	}
 	return a > b
 }
+
+// unnamed begins the version of a change whose sender names none.
+const unnamed = "unversioned-"
+
+// UnnamedVersion is the version of a change whose sender names none, made of what names the event. It is not decimal, so it
+// has no order, and a device takes what the KMS says is current.
+func UnnamedVersion(event string) string {
+	sum := sha256.Sum256([]byte(event))
+	return unnamed + hex.EncodeToString(sum[:16])
+}
+
+// IsUnnamed reports whether a version says nothing about what the KMS has.
+func IsUnnamed(version string) bool { return strings.HasPrefix(version, unnamed) }
 
 // Attempt is one trigger of a rotation, as the rules see it. Sent is zero while the homeserver has not taken it.
 type Attempt struct {

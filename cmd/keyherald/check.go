@@ -22,6 +22,7 @@ import (
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
+	"github.com/keyherald/keyherald/kms/vaultevents"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -92,7 +93,7 @@ func (p *preflight) all(ctx context.Context) {
 	}, "head -c 32 /dev/urandom | base64 makes one; a bot that has run needs the one it had")
 	p.look("sources", func() (string, error) {
 		handler, err := intake.New(c.intake(), intake.Deps{Recorder: nobody{}, Log: zerolog.Nop()})
-		if err == nil && len(c.Sources) == 0 {
+		if err == nil && len(c.Sources)+len(c.intake().Streams) == 0 {
 			err = errors.New("none is configured, so nothing can notify")
 		}
 		if err == nil {
@@ -278,6 +279,19 @@ func (p *preflight) kms(ctx context.Context, name string, c kmsConfig) {
 		}
 		return c.CheckPath + " is at version " + described.Version, err
 	}, "check kms."+name+": its address and credentials, and that these may read metadata of "+c.CheckPath+" (keyherald kms policy prints the rights)")
+	if c.Events != nil {
+		p.look("the events of KMS "+name, func() (string, error) {
+			config, err := c.Config.Events(c.Events.Events)
+			if err != nil {
+				return "", err
+			}
+			client, err := vaultevents.New(config)
+			if err != nil {
+				return "", err
+			}
+			return "the stream opens", client.Try(ctx)
+		}, "check kms."+name+".events.auth; docs/kms.md shows the rights that its token needs")
+	}
 	if metadata == nil {
 		return
 	}

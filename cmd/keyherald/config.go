@@ -75,6 +75,8 @@ type kmsConfig struct {
 	CheckPath        string `yaml:"check_path"`
 	// Reconcile, if it is there, has the server look for changes that nobody notified it of.
 	Reconcile *reconcileConfig `yaml:"reconcile"`
+	// Events, if it is there, has the server hear Vault Enterprise's event stream.
+	Events *eventsConfig `yaml:"events"`
 }
 
 func (k kmsConfig) metadata(ctx context.Context) (kms.Metadata, error) {
@@ -104,7 +106,14 @@ func (k kmsConfig) validate() error {
 			return fmt.Errorf("reconcile.%w", err)
 		}
 	}
-	return nil
+	if k.Events == nil {
+		return nil
+	}
+	if k.Reconcile == nil {
+		return errors.New("events needs reconcile: what happens while the stream is closed is told by nobody, so each time it opens everybody's key is looked at")
+	}
+	_, err := k.Config.Events(k.Events.Events)
+	return err
 }
 
 type databaseConfig struct {
@@ -139,6 +148,9 @@ func (c *config) resolve(file *strictyaml.File) {
 	}
 	for name, k := range c.KMS {
 		file.Resolve(k.Files()...)
+		if k.Events != nil {
+			file.Resolve(k.Events.Files()...)
+		}
 		c.KMS[name] = k
 	}
 }
@@ -176,6 +188,11 @@ func (c config) validate() error {
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		return errors.New("tls needs both cert_file and key_file, or neither where a proxy before this server speaks TLS")
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
+		if err := c.KMS[name].validate(); err != nil {
+			return fmt.Errorf("kms.%s.%w", name, err)
+		}
+	}
 	if err := c.intake().Validate(); err != nil {
 		return err
 	}
@@ -184,16 +201,17 @@ func (c config) validate() error {
 			return fmt.Errorf("sources.%s.mtls needs TLS: write tls.cert_file and tls.key_file, or forwarded_header where a proxy before this server speaks TLS", name)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
-		if err := c.KMS[name].validate(); err != nil {
-			return fmt.Errorf("kms.%s.%w", name, err)
-		}
-	}
 	return nil
 }
 
 func (c config) intake() intake.Config {
-	return intake.Config{Sources: c.Sources, TrustedProxies: c.TrustedProxies}
+	streams := map[string]intake.Mapping{}
+	for name, k := range c.KMS {
+		if k.Events != nil {
+			streams[name] = k.Events.Mapping
+		}
+	}
+	return intake.Config{Sources: c.Sources, TrustedProxies: c.TrustedProxies, Streams: streams}
 }
 
 func (c config) identity() (appservice.Identity, error) {

@@ -46,7 +46,7 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a way to log in that is none", "login: auto", "login: password", "line LINE: bot.login"},
 		{"a key that is missing", "registration: registration.yaml", "", "registration is missing"},
 		{"an address that is none", "http://localhost:8008", "localhost:8008", "line LINE: homeserver"},
-		{"a mapping without a user", "(?P<user>[a-z0-9._-]+)", "x", "line LINE: sources.corporate-kms.mapping.pattern"},
+		{"a mapping without a user", "pattern: keyherald/(?P<user>[a-z0-9._-]+)", "pattern: x", "line LINE: sources.corporate-kms.mapping.pattern"},
 		{"a log without a name", "name: example.org/keyherald\n", "\n", "audit.name is missing"},
 		{"a log without a key", "[audit.key]", "[]", "line LINE: audit.signing_key_files"},
 		{"a log whose checkpoints nobody can read back", "type: directory", "type: file", "audit.sinks has none that can be read back"},
@@ -97,7 +97,7 @@ func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
 		t.Fatalf("%v\n%s", err, text)
 	}
 	resolved := func(name string) string { return filepath.Join(filepath.Dir(path), name) }
-	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != resolved("vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["corporate"].CAFile != resolved("setec-ca.pem") {
+	if len(c.KMS) != 3 || c.KMS["vault"].Auth.SecretIDFile != resolved("vault.secret-id") || c.KMS["aws"].Profile != "keyherald" || c.KMS["vault"].Events.Auth.SecretIDFile != resolved("vault-events.secret-id") || c.KMS["corporate"].CAFile != resolved("setec-ca.pem") {
 		t.Errorf("the KMS read as %+v", c.KMS)
 	}
 	formats := map[string]bool{}
@@ -114,9 +114,18 @@ func TestEverythingThatTheExampleShowsIsRight(t *testing.T) {
 		{"a method's key that is missing", "role_id:", "role:", "kms.vault.auth.role_id is missing"},
 		{"a method nobody knows", "method: approle", "method: ldap", "kms.vault.auth.method is"},
 		{"a region that is none", "    region: eu-central-1", "    region: Frankfurt", "kms.aws.region is"},
+		{"a stream whose login is none", "auth: {method: approle, role_id: 8e5c1a4e-0000-0000-0000-000000000001,", "auth: {method: approle,", "kms.vault.events.auth.role_id is missing"},
+		{"a stream whose paths are nobody's", `mapping: {pattern: "keyherald/(?P<user>[a-z0-9._-]+)/backup-key", user: "@{user}:example.org"}`, `mapping: {pattern: x, user: "@{user}:example.org"}`, "kms.vault.events.mapping.pattern"},
+		{"a stream with what is known of it", `mapping: {pattern: "keyherald/(?P<user>[a-z0-9._-]+)/backup-key", user: "@{user}:example.org"}`, `mapping: {pattern: "(?P<user>x)", user: "@{user}:example.org", version: path}`, "kms.vault.events.mapping.version is known"},
+		{"a stream that nothing is looked at beside", `    reconcile: {interval: 15m, path: "keyherald/{user}/backup-key"}` + "\n", "", "kms.vault.events needs reconcile"},
+		{"a stream's name that is taken", "  azure:\n    format", "  vault-events:\n    format", "sources.vault-events has the name of the event stream of kms.vault"},
+		{"a stream of another type", "    region: eu-central-1\n", "    region: eu-central-1\n    reconcile: {interval: 15m, path: \"{user}\"}\n    events: {auth: {method: token}}\n", "kms.aws.events does not go with type aws"},
 		{"an unknown key deep inside", "secret_id_file:", "secret_id:", `there is no key "secret_id"`},
 	} {
 		changed := strings.Replace(text, test.old, test.new, 1)
+		if changed == text {
+			t.Errorf("%s: the example has no %q", test.name, test.old)
+		}
 		if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -25,7 +25,7 @@ var (
 	attentionDesc = prometheus.NewDesc("keyherald_rotations_needing_attention", "Open rotations that need somebody, by cause.", []string{"cause"}, nil)
 	devicesDesc   = prometheus.NewDesc("keyherald_devices", "Managed devices by state.", []string{"state"}, nil)
 	outboxDesc    = prometheus.NewDesc("keyherald_outbox_pending", "Messages of the bot that the homeserver has not taken yet.", nil, nil)
-	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations held because too many users changed at once.", nil, nil)
+	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations that are held, for an admin's release or until the audit log is signed again.", nil, nil)
 	waitingDesc   = prometheus.NewDesc("keyherald_notifications_waiting", "Notifications that wait for their commit.", nil, nil)
 	leadingDesc   = prometheus.NewDesc("keyherald_bot_leading", "1 where this replica holds the bot.", nil, nil)
 	frozenDesc    = prometheus.NewDesc("keyherald_triggers_frozen", "1 while an admin has stopped all triggers.", nil, nil)

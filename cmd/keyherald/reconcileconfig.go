@@ -43,8 +43,8 @@ func (r reconcileConfig) validate() error {
 	return nil
 }
 
-// newReconcilers makes one for each KMS that is to be looked at.
-func newReconcilers(ctx context.Context, c config, engine *relay.Engine, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
+// newReconcilers makes one for each KMS that is to be looked at. The event streams are heard by them.
+func newReconcilers(ctx context.Context, c config, engine *relay.Engine, streams map[string]*stream, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
 	var all []*relay.Reconciler
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
 		k := c.KMS[name]
@@ -55,8 +55,11 @@ func newReconcilers(ctx context.Context, c config, engine *relay.Engine, metrics
 		if err != nil {
 			return nil, fmt.Errorf("kms.%s: %w", name, err)
 		}
-		r, err := engine.NewReconciler(relay.Reconciliation{KMS: name, Metadata: metadata, Path: k.Reconcile.Path, Interval: k.Reconcile.Interval,
-			MostPerSecond: k.Reconcile.MostPerSecond}, metrics)
+		looks := relay.Reconciliation{KMS: name, Metadata: metadata, Path: k.Reconcile.Path, Interval: k.Reconcile.Interval, MostPerSecond: k.Reconcile.MostPerSecond}
+		if s, ok := streams[name]; ok {
+			looks.Hear = s.hear
+		}
+		r, err := engine.NewReconciler(looks, metrics)
 		if err != nil {
 			return nil, err
 		}

@@ -284,7 +284,7 @@ func rotationsChange(load func() (config, error), name, short string, do func(*r
 
 func rotationsRelease(load func() (config, error)) *cobra.Command {
 	var all bool
-	cmd := &cobra.Command{Use: "release [ROTATION…]", Short: "Let rotations go that were held because too many users changed at once", RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "release [ROTATION…]", Short: "Let rotations go that are held: too many users changed at once, or a key was read again", RunE: func(cmd *cobra.Command, args []string) error {
 		if all == (len(args) > 0) {
 			return errors.New("name the rotations to release, or write --all: `keyherald rotations list --open` shows them")
 		}

@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -113,7 +115,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	reconcilers, err := newReconcilers(ctx, c, engine, metrics)
+	streams, err := newStreams(c, notifications, log, metrics)
+	if err != nil {
+		return err
+	}
+	reconcilers, err := newReconcilers(ctx, c, engine, streams, metrics)
 	if err != nil {
 		return err
 	}
@@ -142,7 +148,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	defer closeSealer()
 	metrics.MustRegister(gauges{db, bot, arrivals, sealer})
-	web := newWeb(registration, notifications, bot, sealer, db, metrics)
+	web := newWeb(registration, notifications, bot, sealer, streams, db, metrics)
 	listener, err := listen(c)
 	if err != nil {
 		return err
@@ -174,6 +180,13 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 				kept.KeepAlive(ctx, func(err error) { log.Warn().Err(err).Str("kms", r.KMS).Msg("The login to the KMS could not be kept") })
 			})
 		}
+	}
+	for name, s := range streams {
+		parts.Go(func() {
+			s.client.KeepAlive(ctx, func(err error) {
+				log.Warn().Err(err).Str("kms", name).Msg("The login to the KMS's events could not be kept")
+			})
+		})
 	}
 	parts.Go(func() {
 		if err := bot.Run(ctx); err != nil {
@@ -232,7 +245,7 @@ func listen(c config) (net.Listener, error) {
 	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}, ClientAuth: tls.RequestClientCert}), nil
 }
 
-func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, sealer *signer.Signer, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
+func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, sealer *signer.Signer, streams map[string]*stream, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
 	web := echo.New()
 	web.HideBanner, web.HidePort = true, true
 	notifications.Register(web)
@@ -254,6 +267,12 @@ func newWeb(registration appservice.Registration, notifications *intake.Handler,
 			}
 			if status.Inspection.Altered != "" {
 				role += "the audit log was changed: " + status.Inspection.Altered + "\n"
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(streams)) {
+			if err := streams[name].problem(); err != nil {
+				// Ready as well: what is not heard is looked for.
+				role += "the events of " + name + " are not heard: " + err.Error() + "\n"
 			}
 		}
 		return c.String(http.StatusOK, role)

@@ -50,10 +50,14 @@ func newIntakeRoom(t *testing.T, waiting int) *intakeRoom {
 	_, owner, database := newDatabase(t)
 	room := &intakeRoom{database: database, owner: owner}
 	room.db, room.arrivals, room.stop = newReplica(t, database, waiting)
-	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": {
-		Keys:    []intake.Key{{ID: "old", Secret: signingSecret}, {ID: "new", Secret: nextSecret}},
-		Mapping: intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)/backup-key", User: "@{user}:example.org", KMS: "dev"},
-	}}}, intake.Deps{Recorder: room.arrivals, Log: zerolog.Nop()})
+	kms := intake.Source{
+		Keys:       []intake.Key{{ID: "old", Secret: signingSecret}, {ID: "new", Secret: nextSecret}},
+		Mapping:    intake.Mapping{Pattern: "keyherald/(?P<user>[a-z]*)/backup-key", User: "@{user}:example.org", KMS: "dev"},
+		Disclosure: &intake.Disclosure{Rotate: true, Readers: []string{"device/{user}"}},
+	}
+	proven := kms
+	proven.Header = &intake.StaticHeader{Name: "X-Keyherald-Key", Keys: []intake.Key{{ID: "header", Secret: signingSecret}}}
+	handler, err := intake.New(intake.Config{Sources: map[string]intake.Source{"kms": kms, "proven": proven}}, intake.Deps{Recorder: room.arrivals, Log: zerolog.Nop()})
 	check(t, err)
 	room.web = echo.New()
 	handler.Register(room.web)
@@ -94,8 +98,10 @@ func TestNotifications(t *testing.T) {
 		{"the same again is accepted and changes nothing", post{body: good}, http.StatusAccepted},
 		{"the same id with another body is a conflict", post{body: cloudEvent("1", "keyherald/alice/backup-key", "2")}, http.StatusConflict},
 		{"a second valid key is taken", post{body: cloudEvent("2", "keyherald/alice/backup-key", "2"), secret: nextSecret}, http.StatusAccepted},
-		{"a binary CloudEvent is taken", post{body: `{"version":"7"}`, contentType: "application/json", headers: map[string]string{
-			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "b1", "Ce-Subject": "keyherald/bob/backup-key"}}, http.StatusAccepted},
+		{"a binary CloudEvent is taken where its sender proves himself beside the signature", post{source: "proven", body: `{"version":"7"}`, contentType: "application/json", headers: map[string]string{
+			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "b1", "Ce-Subject": "keyherald/bob/backup-key", "X-Keyherald-Key": signingSecret}}, http.StatusAccepted},
+		{"a binary CloudEvent of which nobody signed the headers is refused", post{body: `{"version":"7"}`, contentType: "application/json", headers: map[string]string{
+			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "b2", "Ce-Subject": "keyherald/bob/backup-key"}}, http.StatusUnsupportedMediaType},
 		{"a forged signature is refused", post{body: good, secret: foreignSecret}, http.StatusUnauthorized},
 		{"no signature is refused", post{body: good, secret: "none"}, http.StatusUnauthorized},
 		{"a stale timestamp is refused", post{body: good, at: -6 * time.Minute}, http.StatusUnauthorized},
@@ -110,8 +116,8 @@ func TestNotifications(t *testing.T) {
 		{"deep nesting is refused", post{body: strings.Repeat("[", 100) + strings.Repeat("]", 100)}, http.StatusBadRequest},
 		{"a NUL that no database takes is refused", post{body: cloudEvent("6", `keyherald/\u0000/backup-key`, "1")}, http.StatusBadRequest},
 		{"an id that no index takes is refused", post{body: cloudEvent(strings.Repeat("x", 1025), "keyherald/alice/backup-key", "1")}, http.StatusBadRequest},
-		{"an attribute that is no text is refused", post{body: `{}`, contentType: "application/json", headers: map[string]string{
-			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "\xff", "Ce-Subject": "keyherald/bob/backup-key"}}, http.StatusBadRequest},
+		{"an attribute that is no text is refused", post{source: "proven", body: `{}`, contentType: "application/json", headers: map[string]string{
+			"Ce-Specversion": "1.0", "Ce-Type": "x", "Ce-Source": "/kms", "Ce-Id": "\xff", "Ce-Subject": "keyherald/bob/backup-key", "X-Keyherald-Key": signingSecret}}, http.StatusBadRequest},
 		{"an unknown source is not found", post{body: good, source: "nobody"}, http.StatusNotFound},
 	}
 	for _, test := range tests {

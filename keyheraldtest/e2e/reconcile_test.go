@@ -130,6 +130,21 @@ func TestEveryEnrolledUserIsLookedAtAndOneThatFailsStopsNobody(t *testing.T) {
 	if got := changed(); !maps.Equal(got, want) {
 		t.Errorf("after another pass there are %v", got)
 	}
+	// Where a version was relayed before the first look at its place, a change that was lost in between is found, and by no
+	// later look again; what a sender did not name says nothing about what was there.
+	for user, version := range map[string]string{"user1": "7", "user2": rotation.UnnamedVersion("x")} {
+		_, err = engine.Accept(ctx, intake.Notification{Source: "s", ID: user, User: "@" + user + ":example.org", Secret: protocol.SecretMegolmBackup, KMS: "corporate", Path: "lost/" + user, Version: version})
+		check(t, err)
+		s.versions["lost/"+user] = "8"
+		want["lost/"+user] = version
+	}
+	want["lost/user1"] = "87"
+	for range 2 {
+		check(t, r.Pass(ctx, 0))
+		if got := changed(); !maps.Equal(got, want) {
+			t.Errorf("after a look there are %v, want %v", got, want)
+		}
+	}
 	// Where a user's rotations were is where his key is looked for, whatever the template says.
 	_, err = engine.Accept(ctx, intake.Notification{Source: "s", ID: "1", User: "@user5:example.org", Secret: protocol.SecretMegolmBackup, KMS: "corporate", Path: "elsewhere/5", Version: "1"})
 	check(t, err)

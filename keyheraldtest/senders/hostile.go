@@ -36,6 +36,7 @@ const (
 	headers   = "a header is there twice"
 	encoded   = "send the body without a Content-Encoding"
 	needsCE   = "send one CloudEvent 1.0: structured as application/cloudevents+json, or binary with ce- headers and application/json"
+	unproven  = "send the CloudEvent structured, as application/cloudevents+json: nothing that this source proves itself by covers the ce- headers of a binary one"
 	notCE     = "not a valid CloudEvent 1.0"
 	needsGrid = "send events of Event Grid as application/json or application/cloudevents+json"
 	notGrid   = "not an event of Event Grid, neither in its own schema nor in that of CloudEvents 1.0"

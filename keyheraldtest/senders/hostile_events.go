@@ -326,9 +326,13 @@ func (w *World) mappingAttacks() []Attack {
 	version("with half a surrogate", `"7\ud800"`)
 	version("of 129 characters", `"`+strings.Repeat("7", 129)+`"`)
 	version("with a space of another width", `"7\u2003"`)
+	bySignature := func() Request { return w.webhook("kms", kmsKey, `{"version":"7"}`) }
+	byCertificate := func() Request { return w.Sender("machine").Send(`{"version":"7"}`) }
+	prove := byCertificate
 	binary := func(what string, status int, result string, change func(Request) Request) {
-		all = append(all, Attack{Name: "kms: a binary event " + what, Status: status, Result: result, Request: func() Request {
-			r := w.webhook("kms", kmsKey, `{"version":"7"}`).with("Content-Type", "application/json")
+		proven := prove
+		all = append(all, Attack{Name: proven().Source + ": a binary event " + what, Status: status, Result: result, Request: func() Request {
+			r := proven().with("Content-Type", "application/json")
 			for _, header := range [][2]string{{"Ce-Specversion", "1.0"}, {"Ce-Type", "t"}, {"Ce-Source", "/kms"}, {"Ce-Id", "binary"}, {"Ce-Subject", "keyherald/alice/backup-key"}} {
 				r = r.with(header[0], header[1])
 			}
@@ -344,6 +348,10 @@ func (w *World) mappingAttacks() []Attack {
 	binary("of another version of CloudEvents", 400, notCE, func(r Request) Request { return r.with("Ce-Specversion", "0.3") })
 	binary("without a subject", 202, "unmapped", func(r Request) Request { return r.with("Ce-Subject", "") })
 	binary("with the subject in a header with underscores", 202, "unmapped", func(r Request) Request { return r.with("Ce_Subject", r.header("Ce-Subject")).with("Ce-Subject", "") })
+	prove = bySignature
+	binary("that was signed, whose headers nobody signed", 415, unproven, func(r Request) Request { return r })
+	binary("with another subject than its sender wrote", 415, unproven, func(r Request) Request { return r.with("Ce-Subject", "keyherald/bob/backup-key") })
+	binary("of another media type", 415, needsCE, func(r Request) Request { return r.with("Content-Type", "application/vnd.x+json") })
 	return all
 }
 

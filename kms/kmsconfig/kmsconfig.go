@@ -39,6 +39,27 @@ type Config struct {
 	Profile    string `yaml:"profile"`
 }
 
+// Events is how Vault Enterprise's event stream is heard: it needs rights of its own, so a login of its own.
+type Events struct {
+	Auth vault.Auth `yaml:"auth"`
+}
+
+// Files are what the configuration's relative paths are resolved in.
+func (e *Events) Files() []*string { return e.Auth.Files() }
+
+// Events is the configuration of vaultevents: the same engine by another login. An error begins with the key it is about.
+func (c Config) Events(e Events) (vault.Config, error) {
+	if c.Type != Vault {
+		return vault.Config{}, fmt.Errorf("events does not go with type %s: remove it, Vault Enterprise alone has such a stream", c.Type)
+	}
+	config := c.Vault()
+	config.Auth = e.Auth
+	if err := config.Validate(); err != nil {
+		return vault.Config{}, fmt.Errorf("events.%w", err)
+	}
+	return config, nil
+}
+
 // keys are those that go with a type, beside type itself.
 var keys = map[string][]string{
 	Setec: {"url", "ca_file"},

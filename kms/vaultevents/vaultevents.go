@@ -39,8 +39,10 @@ type Handler struct {
 	Opened func(ctx context.Context)
 	// Changed is called for each event of the engine.
 	Changed func(ctx context.Context, event Event)
-	// Failed is told what went wrong: the stream, which is opened again, or one event, which is passed over.
-	Failed func(err error)
+	// Closed is told why the stream is not open, before it is opened again.
+	Closed func(err error)
+	// Unreadable is told what is wrong with one event, which is passed over.
+	Unreadable func(err error)
 }
 
 // Client hears of one engine.
@@ -62,6 +64,18 @@ func New(config Config) (*Client, error) {
 	return &Client{session: session, ping: 30 * time.Second, least: time.Second}, nil
 }
 
+// Try opens the stream and closes it, to find out whether it can be heard.
+func (c *Client) Try(ctx context.Context) error {
+	conn, err := c.session.Subscribe(ctx, eventType)
+	if err != nil {
+		return err
+	}
+	return conn.CloseNow()
+}
+
+// KeepAlive keeps the login until ctx ends, also while the stream is not opened: one that cannot be repeated must not die.
+func (c *Client) KeepAlive(ctx context.Context, failed func(error)) { c.session.KeepAlive(ctx, failed) }
+
 // Watch keeps the stream open until ctx ends. A stream that ends is opened again, after a pause that grows to a minute
 // while it does not stay open.
 func (c *Client) Watch(ctx context.Context, handler Handler) {
@@ -72,7 +86,7 @@ func (c *Client) Watch(ctx context.Context, handler Handler) {
 		if ctx.Err() != nil {
 			return
 		}
-		handler.Failed(err)
+		handler.Closed(err)
 		if time.Since(opened) > time.Minute {
 			pause = c.least
 		}
@@ -106,7 +120,7 @@ func (c *Client) watchOnce(ctx context.Context, handler Handler) error {
 		event, ours, err := parse(kind, frame, c.session.Mount())
 		switch {
 		case err != nil:
-			handler.Failed(fmt.Errorf("reading Vault's events: %w", err))
+			handler.Unreadable(fmt.Errorf("reading Vault's events: %w", err))
 		case ours:
 			handler.Changed(ctx, event)
 		}

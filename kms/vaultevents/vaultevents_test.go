@@ -69,11 +69,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 
 // told is what a handler was told.
 type told struct {
-	mu      sync.Mutex
-	opened  int
-	changes []Event
-	failed  []error
-	news    chan struct{}
+	mu         sync.Mutex
+	opened     int
+	changes    []Event
+	failed     []error // why the stream was not open
+	unreadable []error
+	news       chan struct{}
 }
 
 func (d *told) handler() Handler {
@@ -88,9 +89,10 @@ func (d *told) handler() Handler {
 		}
 	}
 	return Handler{
-		Opened:  func(context.Context) { note(func() { d.opened++ }) },
-		Changed: func(_ context.Context, event Event) { note(func() { d.changes = append(d.changes, event) }) },
-		Failed:  func(err error) { note(func() { d.failed = append(d.failed, err) }) },
+		Opened:     func(context.Context) { note(func() { d.opened++ }) },
+		Changed:    func(_ context.Context, event Event) { note(func() { d.changes = append(d.changes, event) }) },
+		Closed:     func(err error) { note(func() { d.failed = append(d.failed, err) }) },
+		Unreadable: func(err error) { note(func() { d.unreadable = append(d.unreadable, err) }) },
 	}
 }
 
@@ -308,7 +310,7 @@ func TestAFrameIsOursOrPassedOverOrTold(t *testing.T) {
 		say(ctx, t, conn, "hunter2", frame)
 		hold(ctx, conn)
 	}}
-	if d := watch(t, s, nil, func(d *told) bool { return len(d.changes) > 0 }); d.opened != 1 || len(d.failed) != 1 {
+	if d := watch(t, s, nil, func(d *told) bool { return len(d.changes) > 0 }); d.opened != 1 || len(d.failed) != 0 || len(d.unreadable) != 1 {
 		t.Errorf("told was %+v", d)
 	}
 }

@@ -93,13 +93,16 @@ BEGIN
 			ELSE format('A notification to %s was refused: %s.', subject, why) END
 		WHEN 'handshake.accepted' THEN format('%s asked about its subscription and is answered: %s.', who, COALESCE(known ->> 'kind', gone))
 		WHEN 'change.found' THEN format('Keyherald asked the KMS and found version %s of %s, the key of %s, which nobody had told of.', version, COALESCE(known ->> 'path', gone), subject)
-		WHEN 'rotation.asked' THEN format('%s asked for a new key of %s%s.', who, subject, because)
+		WHEN 'rotation.asked' THEN CASE WHEN actor LIKE 'source:%' THEN format('%s told that %s read the key of %s, so a new one is asked for.', who,
+				COALESCE(known ->> 'reader', CASE WHEN detail IS NULL THEN gone ELSE 'somebody whom it does not name' END), subject)
+			ELSE format('%s asked for a new key of %s%s.', who, subject, because) END
 		WHEN 'rotation.repeat_asked' THEN who || ' asked to push the key once more.'
 		WHEN 'rotation.repeat_queued' THEN CASE outcome WHEN 'refused' THEN format('%s could not be told to push once more: %s.', device, why) ELSE format('The word to %s to push once more was encrypted.', device) END
 		WHEN 'exclusion.lifted' THEN format('%s included %s again.', who, subject)
 		WHEN 'rotation.superseded' THEN CASE WHEN known ->> 'older_than_known' = 'true' THEN 'A newer version was known already, so there is nothing to do.'
 			ELSE format('The rotation of a newer version, %s, took its place.', COALESCE(known ->> 'by', gone)) END
 		WHEN 'rotation.held' THEN CASE known ->> 'for' WHEN 'storm' THEN format('It is held: too many users changed at once (%s of %s).', known ->> 'users_changed', known ->> 'users_enrolled')
+			WHEN 'read_again' THEN 'It is held: the key was read again within an hour of a rotation for the same reason.'
 			WHEN 'log_unsigned' THEN 'It is held, since the log has not been signed for a day.' ELSE 'It is held.' END
 		WHEN 'rotation.released' THEN CASE WHEN actor = 'relay' THEN 'The log is signed again, so it goes on.' ELSE who || ' released it.' END
 		WHEN 'rotation.waiting_for_enrollment' THEN format('It waits for a managed device of %s.', subject)

@@ -34,6 +34,9 @@ func all() []measured {
 		{"triggers", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Triggers(ctx, 2000, min(s.rounds, 5))
 		}},
+		{"reconcile", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Reconcile(ctx, 10_000, min(s.rounds, 5))
+		}},
 		{"delivery", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			few, err := bench.Delivery(ctx, 10, s.rounds)
 			if err != nil {

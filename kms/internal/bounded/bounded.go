@@ -66,6 +66,8 @@ func NewStream(options Options) (*http.Client, error) {
 
 func (o Options) transport() (*http.Transport, error) {
 	next := http.DefaultTransport.(*http.Transport).Clone()
+	// Over HTTP/1.1 each question under way has a connection, which the next one should find.
+	next.MaxIdleConnsPerHost = 16
 	next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.CAFile != "" {
 		pem, err := os.ReadFile(o.CAFile)
