@@ -20,8 +20,8 @@ import (
 // counts. Streams are the mappings of the event streams that the server hears by itself, by their KMS: they have pattern,
 // user and perhaps path.
 type Config struct {
-	Sources        map[string]Source `yaml:"sources"`
-	TrustedProxies []string          `yaml:"trusted_proxies"`
+	Sources        map[string]Source  `yaml:"sources"`
+	TrustedProxies []string           `yaml:"trusted_proxies"`
 	Streams        map[string]Mapping `yaml:"-"`
 }
 
