@@ -138,6 +138,7 @@ func FuzzGeneric(f *testing.F) {
 	f.Add(`{"a":{"b":"keyherald/alice/backup-key"},"v":7,"i":"x"}`, "a.b", "v", "field:i", "v", "7")
 	f.Add(`{"a.b":"keyherald/alice/backup-key","a":{"b":"keyherald/bob/backup-key"}}`, "a.b", "none", "body", "x", "")
 	f.Add(`{"a":"keyherald/alice/backup-key"}`, "a", "none", "arrival", "", "")
+	f.Add(`{"a":"keyherald/alice/backup-key","v":"read","i":"device/alice"}`, "a", "v", "i", "v", "read")
 	f.Fuzz(func(t *testing.T, body, attribute, version, names, where, is string) {
 		if attribute == "" || version == "" || names == "" {
 			return
@@ -145,6 +146,9 @@ func FuzzGeneric(f *testing.F) {
 		m := Mapping{Attribute: attribute, Version: version, Where: map[string]string{where: is}, Pattern: `(?s)(?:.*/)?(?P<user>[^/]*?)(?:/backup-key)?`, User: "@{user}:example.org", KMS: "k"}
 		compiled, err := m.compile("sources.x")
 		if err != nil {
+			t.Fatal(err)
+		}
+		if compiled.disclosure, err = (&Disclosure{Rotate: true, Readers: []string{"device/{user}"}, Reader: names, Where: map[string]string{version: is}}).compile("generic"); err != nil {
 			t.Fatal(err)
 		}
 		s, denied := generic{names}.read(t.Context(), fuzzRequest("application/json", body, "X-Id", names))

@@ -16,6 +16,7 @@ import (
 type Watched struct {
 	Place
 	Version string
+	Seen    bool
 }
 
 // Watched lists the places of enrolled users in a KMS, in the order of the users and above after: where their rotations
@@ -50,7 +51,7 @@ func (db *DB) Watched(ctx context.Context, kms, secret string, template func(id.
 		}
 		// There is a row for each place that this user's key was seen at.
 		if seenPath == w.Path {
-			watched[len(watched)-1].Version = version
+			watched[len(watched)-1].Version, watched[len(watched)-1].Seen = version, true
 		}
 	}
 	return watched, rows.Err()

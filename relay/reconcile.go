@@ -190,10 +190,10 @@ func (c *Reconciler) look(ctx context.Context, watched []postgres.Watched, limit
 					if failed++; first == nil {
 						first = fmt.Errorf("%s: %w", w.UserID, err)
 					}
-				case known == version:
+				case known == version && w.Seen:
 					c.looks.WithLabelValues("same").Inc()
-				case known == "":
-					// The first look at a key that was never rotated is a baseline: what was before it is none of ours.
+				case known == version, known == "":
+					// The first look is a baseline, but for a change since what was relayed last: what was before is none of ours.
 					w.Version = version
 					c.looks.WithLabelValues("baseline").Inc()
 					seen = append(seen, w)
