@@ -228,7 +228,11 @@ var effects = []struct{ what, query string }{
 	{"sent attempts and trigger.sent", pairs(`SELECT rotation_id || '/' || attempt AS key FROM attempt WHERE sent_at IS NOT NULL`, `SELECT rotation || '/' || (detail->>'attempt') AS key FROM audit_log WHERE action = 'trigger.sent'`)},
 	{"done rotations and rotation.done", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'done'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.done'`)},
 	{"superseded rotations and rotation.superseded", pairs(`SELECT id::text AS key FROM rotation WHERE state = 'superseded'`, `SELECT rotation AS key FROM audit_log WHERE action = 'rotation.superseded'`)},
-	{"reports of rotations and progress.reported", pairs(`SELECT id::text AS key FROM report WHERE rotation_id IS NOT NULL`, `SELECT detail->>'report' AS key FROM audit_log WHERE action = 'progress.reported'`)},
+	{"reports of rotations and progress.reported", pairs(`SELECT id::text AS key FROM report WHERE rotation_id IN (SELECT id FROM rotation)`,
+		`SELECT detail->>'report' AS key FROM audit_log WHERE action = 'progress.reported'`)},
+	// A device may be at work for a rotation that the database lost when it was put back.
+	{"reports of rotations that are not known and message.unusable", pairs(`SELECT rotation_id::text AS key FROM report WHERE rotation_id NOT IN (SELECT id FROM rotation)`,
+		`SELECT detail->>'rotation' AS key FROM audit_log WHERE action = 'message.unusable' AND detail->>'refusal' = 'unknown_rotation'`)},
 	{"statuses that were news and their events", pairs(`SELECT id::text AS key FROM report WHERE news`, `SELECT detail->>'report' AS key FROM audit_log WHERE action IN ('status.reported', 'drift.reported')`)},
 	{"where each user's newest rotation stands and what the log alone says of it", pairs(`SELECT DISTINCT ON (user_id) id || ' ' || CASE WHEN held AND ended_at IS NULL THEN 'held' ELSE state END AS key
 		FROM rotation ORDER BY user_id, state = 'superseded', created_at DESC, id DESC`, `SELECT rotation || ' ' || state AS key FROM auditor.compliance_at('2999-01-01') WHERE rotation IS NOT NULL`)},
