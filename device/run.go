@@ -30,10 +30,15 @@ func (a *Account) Run(ctx context.Context) error {
 	defer loops.Wait()
 	loops.Go(func() { a.receiveLoop(ctx, cancel) })
 	loops.Go(func() {
-		loop.Repeat(ctx, a.endpoint.Arrived(), lookIdle, func() {
-			a.warn(ctx, a.endpoint.Process(ctx, a), "A message could not be handled yet")
+		loop.Watch(ctx, a.endpoint.Arrived(), func() time.Duration {
+			err := a.endpoint.Process(ctx, a)
+			a.warn(ctx, err, "A message could not be handled yet")
 			// Only now: a handler runs inside its transaction, and whoever it woke would look before the commit.
 			a.wake()
+			if waiting, unknown := a.endpoint.Waiting(ctx); err != nil || unknown != nil || waiting {
+				return lookBusy
+			}
+			return lookIdle
 		})
 	})
 	loops.Go(func() {

@@ -179,6 +179,15 @@ func (e *Endpoint) Process(ctx context.Context, handler Handler) error {
 	}
 }
 
+// Waiting reports whether the inbox has a message that Process has still to handle, be it later.
+func (e *Endpoint) Waiting(ctx context.Context) (waiting bool, err error) {
+	err = e.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM todevice_inbox WHERE account_id = $1 AND state = 'pending')`, e.accountID).Scan(&waiting)
+	if err != nil {
+		return false, fmt.Errorf("reading the inbox: %w", err)
+	}
+	return waiting, nil
+}
+
 func (e *Endpoint) pending(ctx context.Context, after string, limit int) ([]Envelope, error) {
 	rows, err := e.db.Query(ctx, `SELECT id, sender, type, content, received_at FROM todevice_inbox
 		WHERE account_id = $1 AND state = 'pending' AND id > $2 AND next_try <= $3 ORDER BY id LIMIT $4`,
