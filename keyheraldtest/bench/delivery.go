@@ -123,7 +123,7 @@ func (b *broadcast) round(ctx context.Context) (time.Duration, int64, error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	err = keyheraldtest.Until(ctx, 5*time.Minute, func() error {
+	err = keyheraldtest.Until(ctx, patience, func() error {
 		if n := b.cancelled.Load(); int(n) != len(asking) {
 			return fmt.Errorf("%d of %d requests are cancelled", n, len(asking))
 		}

@@ -86,6 +86,10 @@ func newPushing(ctx context.Context, n int, forms []msc4385.Form, others ...func
 	return p, p.drained(ctx, int64(p.forms*n))
 }
 
+// patience is how long a round may take: on a machine that is busy with other things a broadcast among a hundred devices
+// takes minutes.
+const patience = 15 * time.Minute
+
 // makeLights logs them in and has the user's identity sign them.
 func (p *pushing) makeLights(ctx context.Context, n int) error {
 	self, err := p.selfSigningKey(ctx)
@@ -205,7 +209,7 @@ func (p *pushing) wait(ctx context.Context, began time.Time, all <-chan time.Tim
 		return at.Sub(began), nil
 	case err := <-p.failed:
 		return 0, err
-	case <-time.After(5 * time.Minute):
+	case <-time.After(patience):
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return 0, fmt.Errorf("%d devices have no key", len(p.waiting))
@@ -224,7 +228,7 @@ func (p *pushing) received() (n int64) {
 
 // drained waits until so many messages came to the light devices.
 func (p *pushing) drained(ctx context.Context, want int64) error {
-	return keyheraldtest.Until(ctx, 5*time.Minute, func() error {
+	return keyheraldtest.Until(ctx, patience, func() error {
 		select {
 		case err := <-p.failed:
 			return err

@@ -37,13 +37,9 @@ func all() []measured {
 		{"reconcile", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Reconcile(ctx, 10_000, min(s.rounds, 5))
 		}},
-		{"delivery", func(ctx context.Context, s setting) ([]bench.Row, error) {
-			few, err := bench.Delivery(ctx, 10, s.rounds)
-			if err != nil {
-				return nil, err
-			}
-			many, err := bench.Delivery(ctx, 100, min(s.rounds, 3))
-			return append(few, many...), err
+		{"delivery/10", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Delivery(ctx, 10, s.rounds) }},
+		{"delivery/100", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Delivery(ctx, 100, min(s.rounds, 3))
 		}},
 		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
 		{"fleet", func(ctx context.Context, s setting) ([]bench.Row, error) {
@@ -58,6 +54,11 @@ func all() []measured {
 	}
 }
 
+// meant reports whether a name on the list is this one's, or what several begin with: delivery is delivery/10 and delivery/100.
+func (m measured) meant(name string) bool {
+	return m.name == name || strings.HasPrefix(m.name, name+"/")
+}
+
 // choose gives the rows that a comma-separated list names, in the order of a whole run; an empty list is a whole run.
 func choose(list string, from []measured) ([]measured, error) {
 	if list == "" {
@@ -69,11 +70,11 @@ func choose(list string, from []measured) ([]measured, error) {
 		names = append(names, m.name)
 	}
 	for _, name := range wanted {
-		if !slices.Contains(names, name) {
+		if !slices.ContainsFunc(from, func(m measured) bool { return m.meant(name) }) {
 			return nil, fmt.Errorf("there is no row %q: write some of %s, with commas between them", name, strings.Join(names, ","))
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(from), func(m measured) bool { return !slices.Contains(wanted, m.name) }), nil
+	return slices.DeleteFunc(slices.Clone(from), func(m measured) bool { return !slices.ContainsFunc(wanted, m.meant) }), nil
 }
 
 func rotation(ctx context.Context, s setting) ([]bench.Row, error) {

@@ -7,13 +7,15 @@ import (
 )
 
 func TestRowsAreChosenByName(t *testing.T) {
-	from := []measured{{name: "rotation"}, {name: "intake"}, {name: "memory"}}
+	from := []measured{{name: "rotation"}, {name: "intake"}, {name: "delivery/10"}, {name: "delivery/100"}, {name: "memory"}}
 	for _, test := range []struct {
 		name, list string
 		want       []string
 	}{
-		{"nothing said is all of them", "", []string{"rotation", "intake", "memory"}},
+		{"nothing said is all of them", "", []string{"rotation", "intake", "delivery/10", "delivery/100", "memory"}},
 		{"the order is that of a whole run", "memory,rotation", []string{"rotation", "memory"}},
+		{"what several begin with is all of them", "delivery", []string{"delivery/10", "delivery/100"}},
+		{"one of several", "delivery/10", []string{"delivery/10"}},
 		{"a name that is said twice is measured once", "intake,intake", []string{"intake"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -30,7 +32,9 @@ func TestRowsAreChosenByName(t *testing.T) {
 			}
 		})
 	}
-	if _, err := choose("intake,intakes", from); err == nil || !strings.Contains(err.Error(), `"intakes"`) || !strings.Contains(err.Error(), "rotation,intake,memory") {
-		t.Errorf("an unknown name was answered with %v", err)
+	for _, name := range []string{"intakes", "deliv", "delivery/1", ""} {
+		if _, err := choose("intake,"+name, from); err == nil || !strings.Contains(err.Error(), `"`+name+`"`) || !strings.Contains(err.Error(), "rotation,intake,delivery/10,") {
+			t.Errorf("%q was answered with %v", name, err)
+		}
 	}
 }
