@@ -169,14 +169,23 @@ func TestADatabaseThatWentBackIsNotSignedUntilTheLossIsAccepted(t *testing.T) {
 		t.Error("the log does not say that sealing stopped")
 	}
 
+	if seen, err := r.Signer.Inspect(ctx); err != nil || seen.Altered == "" {
+		t.Errorf("of a log that went back it says %+v, %v", seen, err)
+	}
 	loss, err := r.Signer.AcceptLoss(ctx, "the disk broke", keyheraldtest.Admin())
 	check(t, err)
+	if seen, err := r.Signer.Inspect(ctx); err != nil || seen.Altered != "" {
+		t.Errorf("of a loss that was accepted a moment ago it says %+v, %v", seen, err)
+	}
 	if loss.Epoch != 2 || loss.Surviving != 6 || loss.Published != lost {
 		t.Errorf("the loss is %+v", loss)
 	}
 	r.Seal(t)
 	r.Seal(t) // the event that sealing goes on
 	r.intact(t)
+	if seen, err := r.Signer.Inspect(ctx); err != nil || seen.Altered != "" {
+		t.Errorf("of a loss that is sealed it says %+v, %v", seen, err)
+	}
 	if c := r.Newest(t); c.Epoch != 2 {
 		t.Errorf("the new checkpoint is %v", c)
 	}
