@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/tree"
+	"github.com/keyherald/keyherald/postgres"
 )
 
 // Loss is a gap that was declared: the log goes on in a new epoch from the events that survived.
@@ -18,8 +21,9 @@ type Loss struct {
 	Published checkpoint.Checkpoint
 }
 
-// ErrNothingLost means that the database fits every checkpoint that was published, so there is no loss to accept.
-var ErrNothingLost = errors.New("the audit log in the database fits every checkpoint that was published: nothing is lost, and there is nothing to accept")
+// ErrNothingLost means that the database fits its own newest checkpoint and every one that was published, so there is no
+// loss to accept.
+var ErrNothingLost = errors.New("the audit log in the database fits every checkpoint: nothing is lost, and there is nothing to accept")
 
 // AcceptLoss declares that the database was put back to an earlier state, or is another one, and lets the log be signed
 // again: in a new epoch, whose first event names the gap. Signer.Status says Stopped where this is what is missing.
@@ -54,12 +58,12 @@ func (s *Signer) AcceptLoss(ctx context.Context, reason string, actor audit.Acto
 				newest = p.Checkpoint
 			}
 		}
-		if !stopped {
-			return ErrNothingLost
-		}
 		root, err := tree.Root(ctx, state.Size, s.db.TreeNodes)
 		if err != nil {
 			return err
+		}
+		if !stopped && s.checkOwn(state, root) == nil {
+			return ErrNothingLost
 		}
 		loss = Loss{Epoch: max(state.Epoch, newest.Epoch) + 1, Surviving: state.Size, Published: newest}
 		event.Detail = audit.Detail{audit.Number("epoch", loss.Epoch), audit.Number("surviving_size", state.Size), audit.Root("surviving_root", root),
@@ -103,5 +107,18 @@ func (s *Signer) Lost(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	return false, nil
+	root, err := s.rootAt(ctx, state.Size)
+	if Stops(err) {
+		return true, nil
+	}
+	return s.checkOwn(state, root) != nil, err
+}
+
+// checkOwn holds the tree against the newest checkpoint in the database itself. One of an earlier epoch is behind a loss
+// that was accepted.
+func (s *Signer) checkOwn(state postgres.TreeState, root tlog.Hash) error {
+	if err := s.checkNote(state); err != nil {
+		return err
+	}
+	return checkBefore(state, root)
 }

@@ -255,6 +255,20 @@ func TestALogThatWasWrittenAnewIsNotSigned(t *testing.T) {
 			if _, err := r.Signer.Seal(ctx); !errors.Is(err, tamper.want) || !signer.Stops(err) {
 				t.Errorf("it is %v", err)
 			}
+			lost, err := r.Signer.Lost(ctx)
+			check(t, err)
+			_, err = r.Signer.AcceptLoss(ctx, "it was found so", keyheraldtest.Admin())
+			if name == "a node that is gone" {
+				// There is no tree to go on from.
+				if !lost || !errors.Is(err, postgres.ErrTreeDamaged) {
+					t.Errorf("lost is %t, and accepting it ends with %v", lost, err)
+				}
+				return
+			}
+			check(t, err)
+			if _, err := r.Signer.Seal(ctx); err != nil || !lost {
+				t.Errorf("lost is %t, and after it was accepted sealing ends with %v", lost, err)
+			}
 		})
 	}
 }

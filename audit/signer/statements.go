@@ -62,9 +62,9 @@ func (s *Signer) namesOwnKeys(ctx context.Context, p postgres.PendingEvent, fiel
 }
 
 // checkNote holds the newest checkpoint in the database against its own signature, so that nobody without a key has the
-// signer build on leaves of his.
+// signer build on leaves of his. One of an earlier epoch is behind a loss that was accepted.
 func (s *Signer) checkNote(state postgres.TreeState) error {
-	if state.Newest.Size == 0 {
+	if state.Newest.Size == 0 || state.Newest.Epoch < state.Epoch {
 		return nil
 	}
 	signed, err := checkpoint.Open(s.keys.Name, state.Note, s.keys.Verifiers)
