@@ -55,8 +55,11 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	if err != nil {
 		return nil, err
 	}
-	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: device, StoreCredentials: true,
-		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}, InitialDeviceDisplayName: string(device)})
+	err = patiently(ctx, func() error {
+		_, err := client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: device, StoreCredentials: true,
+			Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}, InitialDeviceDisplayName: string(device)})
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("logging %s in as %s: %w", user, device, err)
 	}

@@ -30,9 +30,6 @@ func (s *Session) Work(ctx context.Context) error {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {
 			return errors.Join(all, err)
 		}
-		if err := s.holdUnsigned(ctx); err != nil {
-			return errors.Join(all, err)
-		}
 		due, err := s.db.DueRotations(ctx, s.now(), s.ackTimeout, after, triggerBatch)
 		if err != nil {
 			return errors.Join(all, err)
@@ -44,6 +41,10 @@ func (s *Session) Work(ctx context.Context) error {
 				return errors.Join(all, err)
 			}
 			continue
+		}
+		// After they were found due: each is held by now if it must be, and is left out when it is locked.
+		if err := s.holdUnsigned(ctx); err != nil {
+			return errors.Join(all, err)
 		}
 		s.unverified = append(s.unverified, users(due)...)
 		all = errors.Join(all, s.triggerAll(ctx, due))
