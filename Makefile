@@ -45,7 +45,7 @@ demo: $(if $(filter synapse,$(HS)),setup-interop,setup) build ## Watch whole rot
 interop: setup-interop build ## Run the main job on Dendrite and Synapse with real clients of other makers: a table (ONLY=synapse for one, KEEP=1 leaves the logs)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/interop $(if $(ONLY),-only $(ONLY)) $(if $(KEEP),-keep)
 
-bench: setup build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15; ROWS=intake,carryover for some)
+bench: setup-interop build ## Measure beside what to compare with: a table, and bench/results.json (ROUNDS=15; ROWS=intake,carryover for some)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/bench -rounds $(or $(ROUNDS),15) $(if $(ROWS),-rows $(ROWS))
 
 chaos: setup build ## Kill, cut, refuse and restore under a stream of rotations, then count (CHAOS_KILLS=200, CHAOS_SEED=1)

@@ -69,14 +69,19 @@ func Measure(ctx context.Context, name, unit string, better Better, rounds int, 
 func Compare(name, unit string, better Better, ours []float64, beside map[string][]float64) Row {
 	row := Row{Name: name, Unit: unit, Ours: median(ours), Beside: map[string]float64{}, Ratio: map[string]float64{}, Rounds: len(ours)}
 	for side, figures := range beside {
-		other := median(figures)
-		row.Beside[side] = other
-		row.Ratio[side] = row.Ours / other
-		if better == Less {
-			row.Ratio[side] = other / row.Ours
-		}
+		row.compare(better, side, figures)
 	}
 	return row
+}
+
+// compare adds a side's figures of the same rounds.
+func (row Row) compare(better Better, side string, figures []float64) {
+	other := median(figures)
+	row.Beside[side] = other
+	row.Ratio[side] = row.Ours / other
+	if better == Less {
+		row.Ratio[side] = other / row.Ours
+	}
 }
 
 func median(figures []float64) float64 {

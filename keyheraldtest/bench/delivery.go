@@ -17,36 +17,60 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/keyheraldtest/interop"
 	"github.com/keyherald/keyherald/msc4385"
 )
 
 // Delivery measures how long it takes from the managed device's start of a push until the last of n cross-signed devices
 // has the key, and how many to-device messages come to these devices, beside request_broadcast: the way that MSC4385 has
-// among its alternatives.
-func Delivery(ctx context.Context, n, rounds int) (rows []Row, err error) {
+// among its alternatives. With sdk also beside js_sdk_reset: a reset by one device of another user, who has n more, all of
+// them unmodified matrix-js-sdk.
+func Delivery(ctx context.Context, n, rounds int, sdk *interop.Tools) (rows []Row, err error) {
 	p, err := newPushing(ctx, n, []msc4385.Form{msc4385.FormSend, msc4385.FormPush})
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err != nil {
 		return nil, fmt.Errorf("preparing delivery/%d: %w", n, err)
 	}
 	b := newBroadcast(ctx, p)
-	var ours, theirs []float64
+	var ours []float64
+	messages := map[string][]float64{}
+	beside := []Side{{"request_broadcast", func(ctx context.Context) (float64, error) {
+		delivered, came, err := b.round(ctx)
+		messages["request_broadcast"] = append(messages["request_broadcast"], float64(came))
+		return milliseconds(delivered), err
+	}}}
+	times := map[string][]float64{}
+	if sdk != nil {
+		s, err := newSDKReset(ctx, p.crowded, *sdk, n)
+		if err != nil {
+			return nil, fmt.Errorf("preparing js_sdk_reset: %w", err)
+		}
+		beside = append(beside, Side{"js_sdk_reset", func(ctx context.Context) (float64, error) {
+			took, came, err := s.round(ctx)
+			messages["js_sdk_reset"] = append(messages["js_sdk_reset"], float64(came))
+			times["js_sdk_reset_handed_out"] = append(times["js_sdk_reset_handed_out"], milliseconds(took.handedOut))
+			times["js_sdk_reset_whole"] = append(times["js_sdk_reset_whole"], milliseconds(took.whole))
+			return milliseconds(took.held), err
+		}})
+	}
 	row, err := Measure(ctx, fmt.Sprintf("delivery/%d", n), "ms", Less, rounds,
 		Side{"push", func(ctx context.Context) (float64, error) {
-			delivered, _, messages, err := p.push(ctx)
-			ours = append(ours, float64(messages))
+			delivered, _, came, err := p.push(ctx)
+			ours = append(ours, float64(came))
 			return milliseconds(delivered), err
-		}},
-		Side{"request_broadcast", func(ctx context.Context) (float64, error) {
-			delivered, messages, err := b.round(ctx)
-			theirs = append(theirs, float64(messages))
-			return milliseconds(delivered), err
-		}})
+		}}, beside...)
 	if err != nil {
 		return nil, err
 	}
 	// The first round warmed up.
-	return []Row{row, Compare(fmt.Sprintf("delivery/%d messages", n), "messages", Less, ours[1:], map[string][]float64{"request_broadcast": theirs[1:]})}, nil
+	for side, figures := range times {
+		row.compare(Less, side, figures[1:])
+	}
+	count := Compare(row.Name+" messages", "messages", Less, ours[1:], nil)
+	for side, figures := range messages {
+		count.compare(Less, side, figures[1:])
+	}
+	return []Row{row, count}, nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -5,7 +5,7 @@ import "testing"
 // The benchmark itself fails where a message is lost or comes twice.
 func TestAPushIsAMessageForEachDeviceAndFormAndABroadcastOneForEachPair(t *testing.T) {
 	const n = 3
-	rows, err := Delivery(t.Context(), n, 1)
+	rows, err := Delivery(t.Context(), n, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,23 @@ import (
 	"maunium.net/go/mautrix/id"
 )
 
+// JS is a process with clients of the unmodified matrix-js-sdk, for who needs them outside of a run.
+type JS struct{ driver *driver }
+
+// StartJS starts one that keeps its files in dir.
+func (t Tools) StartJS(dir string) (JS, error) {
+	d, err := t.startJS(dir)
+	return JS{d}, err
+}
+
+// Do has a client do an operation of js/driver.mjs, and reads the result into result unless that is nil.
+func (js JS) Do(ctx context.Context, operation string, parameters map[string]any, result any) error {
+	return js.driver.do(ctx, operation, parameters, result)
+}
+
+// Close ends the process.
+func (js JS) Close() error { return js.driver.close() }
+
 // jsClient is the unmodified matrix-js-sdk, which Element Web stands on.
 type jsClient struct {
 	world  *world

@@ -49,6 +49,13 @@ func Install(ctx context.Context, progress io.Writer) (tools Tools, err error) {
 	if tools.nioPython, err = keyheraldtest.PythonEnvironment(ctx, "interop-nio", nioRequirements, progress); err != nil {
 		return tools, err
 	}
+	js, err := InstallJS(ctx, progress)
+	tools.node, tools.jsModules = js.node, js.jsModules
+	return tools, err
+}
+
+// InstallJS installs what is missing of matrix-js-sdk alone, and a Node.js where the machine's is too old.
+func InstallJS(ctx context.Context, progress io.Writer) (tools Tools, err error) {
 	if tools.node, err = node(ctx, progress); err != nil {
 		return tools, err
 	}

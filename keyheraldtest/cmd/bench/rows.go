@@ -11,6 +11,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/bench"
 	"github.com/keyherald/keyherald/keyheraldtest/demo"
+	"github.com/keyherald/keyherald/keyheraldtest/interop"
 )
 
 // setting is what a run was told.
@@ -37,9 +38,15 @@ func all() []measured {
 		{"reconcile", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Reconcile(ctx, 10_000, min(s.rounds, 5))
 		}},
-		{"delivery/10", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Delivery(ctx, 10, s.rounds) }},
+		{"delivery/10", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			sdk, err := interop.InstallJS(ctx, os.Stderr)
+			if err != nil {
+				return nil, err
+			}
+			return bench.Delivery(ctx, 10, s.rounds, &sdk)
+		}},
 		{"delivery/100", func(ctx context.Context, s setting) ([]bench.Row, error) {
-			return bench.Delivery(ctx, 100, min(s.rounds, 3))
+			return bench.Delivery(ctx, 100, min(s.rounds, 3), nil)
 		}},
 		{"fanout", func(ctx context.Context, s setting) ([]bench.Row, error) { return bench.Fanout(ctx, 100, s.rounds) }},
 		{"fleet", func(ctx context.Context, s setting) ([]bench.Row, error) {

@@ -5,7 +5,7 @@ import "fake-indexeddb/auto";
 import { createInterface } from "node:readline";
 import { BackupDecryptionKey, UserId } from "@matrix-org/matrix-sdk-crypto-wasm";
 import { ClientEvent, SyncState, createClient } from "matrix-js-sdk";
-import { decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
+import { CryptoEvent, decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
 
 // The SDK logs to the console, and stdout is the answers' alone.
 for (const level of ["debug", "info", "log", "warn", "trace"]) {
@@ -110,6 +110,60 @@ const operations = {
             version: (await crypto.getActiveSessionBackupVersion()) ?? "",
             public_key: key ? BackupDecryptionKey.fromBase64(Buffer.from(key).toString("base64")).megolmV1PublicKey.publicKeyBase64 : "",
         };
+    },
+
+    // acquainted waits until the client knows its user's devices, so many of them, and that all are cross-signed.
+    async acquainted({ name, devices, seconds }) {
+        const { matrix, session } = client(name);
+        const crypto = matrix.getCrypto();
+        await until(
+            `${devices} cross-signed devices to be known`,
+            async () => {
+                const known = [...((await crypto.getUserDeviceInfo([session.user_id])).get(session.user_id)?.keys() ?? [])];
+                const status = await Promise.all(known.map((device) => crypto.getDeviceVerificationStatus(session.user_id, device)));
+                return known.length === devices && status.every((one) => one?.crossSigningVerified);
+            },
+            seconds,
+        );
+    },
+
+    // reset makes a new key backup as a person does who asks the application to; the recovery key, for the copy in secret
+    // storage, is forgotten right after.
+    async reset({ name, recovery_key }) {
+        const it = client(name);
+        it.recoveryKey = recovery_key;
+        try {
+            await it.matrix.getCrypto().resetKeyBackup();
+        } finally {
+            it.recoveryKey = undefined;
+        }
+        return operations.state({ name });
+    },
+
+    // adopted waits until the client holds another key than this and backs up to another version, and is its state then.
+    // The client's own events say when to look.
+    async adopted({ name, other_than, seconds }) {
+        const { matrix } = client(name);
+        const events = [CryptoEvent.KeyBackupDecryptionKeyCached, CryptoEvent.KeyBackupStatus];
+        let look, timer;
+        try {
+            return await new Promise((resolve, reject) => {
+                look = async () => {
+                    try {
+                        const now = await operations.state({ name });
+                        if (now.public_key && now.version && now.public_key !== other_than.public_key && now.version !== other_than.version) resolve(now);
+                    } catch (error) {
+                        reject(error);
+                    }
+                };
+                for (const event of events) matrix.on(event, look);
+                timer = setTimeout(() => reject(new Error(`${name} has no new backup key`)), seconds * 1000);
+                look();
+            });
+        } finally {
+            for (const event of events) matrix.off(event, look);
+            clearTimeout(timer);
+        }
     },
 
     // health is what Element asks before it tells a person to set up recovery again.
