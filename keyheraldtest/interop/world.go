@@ -261,7 +261,29 @@ func (w *world) takeOffline(ctx context.Context) error {
 			return err
 		}
 	}
-	return w.stopAway()
+	if err := w.stopAway(); err != nil {
+		return err
+	}
+	// Whoever was seen last is triggered, and one that is gone would have ten minutes to answer.
+	return keyheraldtest.Until(ctx, adoptLimit, func() error {
+		devices, err := w.DB.Devices(ctx, w.alice)
+		if err != nil {
+			return err
+		}
+		var gone, there time.Time
+		for _, d := range devices {
+			switch d.ID {
+			case w.managed["alice-away"].ID:
+				gone = d.LastSeen
+			case w.managed["alice"].ID:
+				there = d.LastSeen
+			}
+		}
+		if !there.After(gone) {
+			return errors.New("the device that is away was seen last")
+		}
+		return nil
+	})
 }
 
 // unread makes sure that what will be read was not to be read before.
