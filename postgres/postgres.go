@@ -10,6 +10,7 @@ import (
 	"database/sql"
 	"embed"
 	"fmt"
+	"time"
 
 	"github.com/lib/pq"
 	"go.mau.fi/util/dbutil"
@@ -17,6 +18,9 @@ import (
 
 //go:embed upgrades/*.sql
 var upgradeFiles embed.FS
+
+// maxConns bounds the connections of a process.
+const maxConns = 20
 
 // DB is the server's database. Its methods join the transaction that Txn put into the context.
 type DB struct {
@@ -35,8 +39,11 @@ func Open(ctx context.Context, url string) (*DB, error) {
 
 // OpenWith is Open on a pool of the caller's, which Close ends too. Listen still connects by the URL.
 func OpenWith(ctx context.Context, raw *sql.DB, url string) (*DB, error) {
-	raw.SetMaxOpenConns(20)
-	raw.SetMaxIdleConns(10)
+	// As many may idle as may be open: under load each return above the limit would close a connection that the next
+	// transaction has to make again.
+	raw.SetMaxOpenConns(maxConns)
+	raw.SetMaxIdleConns(maxConns)
+	raw.SetConnMaxIdleTime(5 * time.Minute)
 	if err := raw.PingContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("connecting to the database: %w", err)
