@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -34,8 +35,9 @@ const CarryChild = "KEYHERALD_BENCH_CARRY"
 
 // Carry measures a carry-over of 50,000 room keys on the loopback, against a store that takes no time: keys a second and
 // core, beside the three X25519 operations that each key costs (one to open, two to seal), and beside mautrix's own
-// types in one GET and one PUT. carryover memory is the peak of a process that carries 50,000 keys beside one that carries
-// 5,000.
+// types in one GET and one PUT. The row of the processor's time leaves out the store and the waiting for it: it is how many
+// keys the process carries in a second of its own time, beside how many operations that is enough for. carryover memory
+// is the peak of a process that carries 50,000 keys beside one that carries 5,000.
 func Carry(ctx context.Context, rounds int) (rows []Row, err error) {
 	oldKey, newKey := mustKey(), mustKey()
 	large, err := newKeyStore(oldKey, carryKeys)
@@ -48,15 +50,19 @@ func Carry(ctx context.Context, rounds int) (rows []Row, err error) {
 		return nil, err
 	}
 	defer small.Close()
-	var peaks, smallPeaks []float64
+	var peaks, smallPeaks, own, primitive []float64
 	cores := float64(runtime.GOMAXPROCS(0))
 	row, err := Measure(ctx, fmt.Sprintf("carryover/%d", carryKeys), "keys/s/core", More, rounds,
 		Side{"streamed", func(ctx context.Context) (float64, error) {
-			seconds, peak, err := carryInChild(ctx, large, oldKey, newKey)
-			peaks = append(peaks, peak)
-			return carryKeys / seconds / cores, err
+			result, err := carryInChild(ctx, large, oldKey, newKey)
+			peaks, own = append(peaks, result.PeakMB), append(own, carryKeys/result.CPU)
+			return carryKeys / result.Seconds / cores, err
 		}},
-		Side{"x25519_primitive", func(context.Context) (float64, error) { return x25519(oldKey, newKey) / cores, nil }},
+		Side{"x25519_primitive", func(context.Context) (float64, error) {
+			perCore, perCPU, err := x25519(oldKey, newKey)
+			primitive = append(primitive, perCPU)
+			return perCore, err
+		}},
 		Side{"mautrix_bulk", func(ctx context.Context) (float64, error) {
 			seconds, err := bulk(ctx, large, oldKey, newKey)
 			return carryKeys / seconds / cores, err
@@ -65,14 +71,16 @@ func Carry(ctx context.Context, rounds int) (rows []Row, err error) {
 		return nil, err
 	}
 	for range len(peaks) {
-		_, peak, err := carryInChild(ctx, small, oldKey, newKey)
+		result, err := carryInChild(ctx, small, oldKey, newKey)
 		if err != nil {
 			return nil, err
 		}
-		smallPeaks = append(smallPeaks, peak)
+		smallPeaks = append(smallPeaks, result.PeakMB)
 	}
 	memory := Compare(fmt.Sprintf("carryover/%d memory", carryKeys), "MB", Less, peaks, map[string][]float64{fmt.Sprintf("carryover/%d", carryKeys/10): smallPeaks})
-	return []Row{row, memory}, nil
+	// The first of each was the warm-up.
+	cpu := Compare(fmt.Sprintf("carryover/%d processor's time", carryKeys), "keys/s", More, own[1:], map[string][]float64{"x25519_primitive": primitive[1:]})
+	return []Row{row, cpu, memory}, nil
 }
 
 func mustKey() backupkey.Key {
@@ -179,34 +187,35 @@ type carryJob struct {
 type carryResult struct {
 	Carried int
 	Seconds float64
-	PeakMB  float64
-	Error   string
+	// CPU is the processor's time of the process, its own and the system's for it, in seconds.
+	CPU    float64
+	PeakMB float64
+	Error  string
 }
 
-func carryInChild(ctx context.Context, store *keyStore, oldKey, newKey backupkey.Key) (seconds, peak float64, err error) {
+func carryInChild(ctx context.Context, store *keyStore, oldKey, newKey backupkey.Key) (result carryResult, err error) {
 	store.reset()
 	job, err := json.Marshal(carryJob{store.URL, oldKey.RevealBase64(), newKey.PublicKey()})
 	if err != nil {
-		return 0, 0, err
+		return result, err
 	}
 	program, err := os.Executable()
 	if err != nil {
-		return 0, 0, err
+		return result, err
 	}
 	cmd := exec.CommandContext(ctx, program)
 	cmd.Env = append(os.Environ(), CarryChild+"="+string(job))
 	out, err := cmd.Output()
 	if err != nil {
-		return 0, 0, fmt.Errorf("carrying over in a process: %w", err)
+		return result, fmt.Errorf("carrying over in a process: %w", err)
 	}
-	var result carryResult
 	if err := json.Unmarshal(out, &result); err != nil {
-		return 0, 0, err
+		return result, err
 	}
 	if result.Error != "" || result.Carried != store.want {
-		return 0, 0, fmt.Errorf("%d of %d keys were carried: %s", result.Carried, store.want, result.Error)
+		return result, fmt.Errorf("%d of %d keys were carried: %s", result.Carried, store.want, result.Error)
 	}
-	return result.Seconds, result.PeakMB, nil
+	return result, nil
 }
 
 // RunCarryChild carries over as the environment says, prints a line of JSON, and reports whether it was one.
@@ -236,6 +245,10 @@ func (r *carryResult) run(ctx context.Context, text string) error {
 	if err != nil {
 		return err
 	}
+	before, err := cpuSeconds()
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	carried, err := backup.New(client).CarryOver(ctx, backup.CarryOver{From: "1", To: "2", FromKey: oldKey, ToKey: job.NewKey})
 	r.Carried, r.Seconds = carried.Carried, time.Since(began).Seconds()
@@ -245,6 +258,11 @@ func (r *carryResult) run(ctx context.Context, text string) error {
 	if !carried.Complete {
 		return errors.New("it is not complete")
 	}
+	after, err := cpuSeconds()
+	if err != nil {
+		return err
+	}
+	r.CPU = after - before
 	r.PeakMB, err = peakMB()
 	return err
 }
@@ -255,10 +273,24 @@ func peakMB() (float64, error) {
 	return kb / 1024, err
 }
 
-// x25519 is how often a second the three operations can be done, on all cores.
-func x25519(oldKey, newKey backupkey.Key) float64 {
+// cpuSeconds is the processor's time that this process has had, its own and the system's for it.
+func cpuSeconds() (float64, error) {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return 0, fmt.Errorf("reading the processor's time: %w", err)
+	}
+	return float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9, nil
+}
+
+// x25519 is how often a second and core the three operations can be done on all cores, and how often in a second of a
+// processor's time.
+func x25519(oldKey, newKey backupkey.Key) (perCore, perCPU float64, err error) {
 	const each = 5000
 	to, sender := newKey.Private().PublicKey(), mustKey().Private().PublicKey()
+	before, err := cpuSeconds()
+	if err != nil {
+		return 0, 0, err
+	}
 	var all sync.WaitGroup
 	began := time.Now()
 	for range runtime.GOMAXPROCS(0) {
@@ -273,7 +305,9 @@ func x25519(oldKey, newKey backupkey.Key) float64 {
 		})
 	}
 	all.Wait()
-	return float64(each*runtime.GOMAXPROCS(0)) / time.Since(began).Seconds()
+	seconds := time.Since(began).Seconds()
+	after, err := cpuSeconds()
+	return each / seconds, float64(each*runtime.GOMAXPROCS(0)) / (after - before), err
 }
 
 // bulk is how mautrix's own calls do it: everything read, opened, sealed and put at once.
