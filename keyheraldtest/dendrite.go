@@ -2,6 +2,8 @@ package keyheraldtest
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,10 +37,33 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*H
 	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, registrations)), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the homeserver's config: %w", err)
 	}
+	if err := writeAheadLogs(ctx, dir); err != nil {
+		return nil, err
+	}
 	hs := &Homeserver{Name: "Dendrite " + dendriteVersion, URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir,
 		program: []string{filepath.Join(bin, "dendrite"), "-config", filepath.Join(dir, "dendrite.yaml"),
 			"-http-bind-address", fmt.Sprintf("127.0.0.1:%d", port), "-really-enable-open-registration"}}
 	return hs, hs.Start(ctx)
+}
+
+// dendriteDatabases are the names of Dendrite's databases.
+var dendriteDatabases = []string{"federation_api", "key_server", "relay_api", "room_server", "sync_api"}
+
+// writeAheadLogs makes Dendrite's databases with a write-ahead log, which SQLite keeps to from then on. Without one
+// nobody can write while anybody reads, and Dendrite does not always end the reading of a client that was killed: then
+// its database is locked for good.
+func writeAheadLogs(ctx context.Context, dir string) error {
+	for _, name := range append([]string{"accounts", "devices", "media_api", "mscs"}, dendriteDatabases...) {
+		db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, name+".db"))
+		if err != nil {
+			return fmt.Errorf("making the homeserver's database %s: %w", name, err)
+		}
+		_, err = db.ExecContext(ctx, `PRAGMA journal_mode = WAL`)
+		if err = errors.Join(err, db.Close()); err != nil {
+			return fmt.Errorf("making the homeserver's database %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func dendriteConfig(dir, key string, registrations []string) string {
@@ -70,7 +95,7 @@ logging:
 - type: std
   level: warn
 `, ServerName, key, dir, files, registrationSecret)
-	for _, name := range []string{"federation_api", "key_server", "relay_api", "room_server", "sync_api"} {
+	for _, name := range dendriteDatabases {
 		config += database(name)
 	}
 	config += fmt.Sprintf("user_api:\n  account_database:\n    connection_string: file:%s/accounts.db\n  device_database:\n    connection_string: file:%s/devices.db\n", dir, dir)
