@@ -44,9 +44,7 @@ func (c cloudEvents) read(ctx context.Context, r *request) (said, *denial) {
 		case "type":
 			return e.Type()
 		}
-		value, _ := strictjson.Lookup(data, strings.TrimPrefix(name, "data."))
-		text, _ := strictjson.Text(value)
-		return text
+		return strictjson.TextAt(data, strings.TrimPrefix(name, "data."))
 	}}}}, nil
 }
 

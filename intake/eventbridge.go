@@ -28,11 +28,7 @@ func (eventBridge) read(_ context.Context, r *request) (said, *denial) {
 // (https://docs.aws.amazon.com/secretsmanager/latest/userguide/event-detail-secret-label-updated-secretsmanager.html).
 // Of the calls that CloudTrail tells, two read values.
 func parseBridgeEvent(body any) (said, *denial) {
-	text := func(name string) string {
-		value, _ := strictjson.Lookup(body, name)
-		text, _ := strictjson.Text(value)
-		return text
-	}
+	text := func(name string) string { return strictjson.TextAt(body, name) }
 	id := text("id")
 	if id == "" || text("source") == "" || text("detail-type") == "" {
 		return said{}, malformed("not an event of EventBridge")

@@ -92,9 +92,7 @@ func foldKeys(value any) (folded any, ok bool) {
 // is neither's.
 func parseGridEvent(element any) (event, *denial) {
 	text := func(name string) string {
-		value, _ := strictjson.Lookup(element, strings.ToLower(name))
-		text, _ := strictjson.Text(value)
-		return strings.TrimSpace(text)
+		return strings.TrimSpace(strictjson.TextAt(element, strings.ToLower(name)))
 	}
 	members, _ := element.(map[string]any)
 	_, own := members["eventtype"]

@@ -44,7 +44,8 @@ func TestFaultsOfOursAskToComeAgain(t *testing.T) {
 			again(t, honest(source), "issuer_unavailable")
 		}
 		// One that is no token of any issuer needs no key to be refused.
-		if status, result := answer(web, senders.Request{Source: "azure", Headers: [][2]string{{"Authorization", "Bearer x"}}}); status != 401 || result != "wrong_token" {
+		nobodys := senders.Request{Source: "azure", Headers: [][2]string{{"Authorization", "Bearer x"}}}
+		if status, result := nobodys.Answer(web); status != 401 || result != "wrong_token" {
 			t.Errorf("got %d %q", status, result)
 		}
 	})
@@ -58,7 +59,7 @@ func TestFaultsOfOursAskToComeAgain(t *testing.T) {
 	}
 	w.Pass(time.Minute)
 	for _, source := range []string{"azure", "bridge-oauth", "pubsub", "fortress", "sns"} {
-		if status, result := answer(web, honest(source)); status != 202 {
+		if status, result := honest(source).Answer(web); status != 202 {
 			t.Errorf("%s, when it works again: got %d %q", source, status, result)
 		}
 	}
@@ -80,7 +81,7 @@ func TestFaultsOfOursAskToComeAgain(t *testing.T) {
 		}
 	})
 	t.Run("and then it is confirmed", func(t *testing.T) {
-		if status, result := answer(web, w.Confirmation()); status != 200 || result != "confirmed" {
+		if status, result := w.Confirmation().Answer(web); status != 200 || result != "confirmed" {
 			t.Errorf("got %d %q", status, result)
 		}
 	})
@@ -105,7 +106,7 @@ func TestSeveralEventsAreAllRecordedOrComeAgain(t *testing.T) {
 	recorder := &failing{Memory: senders.NewMemory(), left: 3}
 	web := newWeb(t, w, recorder)
 	batch := w.Batch(10)
-	if status, result := answer(web, batch); status != 503 {
+	if status, result := batch.Answer(web); status != 503 {
 		t.Errorf("got %d %q", status, result)
 	}
 	if recorder.Count() != 3 {
@@ -135,7 +136,7 @@ func TestTheLargestBatchIsTaken(t *testing.T) {
 	for len(w.Batch(count+1).Body) <= intake.MaxBody {
 		count++
 	}
-	if status, result := answer(web, w.Batch(count)); status != 202 || memory.Count() != count {
+	if status, result := w.Batch(count).Answer(web); status != 202 || memory.Count() != count {
 		t.Errorf("got %d %q, and %d of %d are recorded", status, result, memory.Count(), count)
 	}
 }
@@ -150,10 +151,10 @@ func TestAnswersAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	web := echoOf(handler)
-	_, _ = answer(web, w.Batch(3))
-	_, _ = answer(web, w.Batch(4))
-	_, _ = answer(web, w.Validation())
-	_, _ = answer(web, senders.Request{Source: "azure-header"})
+	_, _ = w.Batch(3).Answer(web)
+	_, _ = w.Batch(4).Answer(web)
+	_, _ = w.Validation().Answer(web)
+	_, _ = senders.Request{Source: "azure-header"}.Answer(web)
 	families, err := registry.Gather()
 	if err != nil || len(families) != 1 || families[0].GetName() != "keyherald_notifications_total" {
 		t.Fatalf("%v, %v", families, err)
@@ -178,7 +179,7 @@ func TestASenderWhoSignsNoTimeAndNoIDIsHeardEachTime(t *testing.T) {
 	s := w.Sender("doppler")
 	r := s.Send(s.Event("", "alice", ""))
 	for range 3 {
-		if status, result := answer(web, r); status != 202 || result != "accepted" {
+		if status, result := r.Answer(web); status != 202 || result != "accepted" {
 			t.Errorf("got %d %q", status, result)
 		}
 	}

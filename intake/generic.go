@@ -33,11 +33,7 @@ func (g generic) read(_ context.Context, r *request) (said, *denial) {
 	if _, ok := body.(map[string]any); !ok {
 		return said{}, malformed("the body is not a JSON object")
 	}
-	e := event{sum: sha256.Sum256(r.body), field: func(name string) string {
-		value, _ := strictjson.Lookup(body, name)
-		text, _ := strictjson.Text(value)
-		return text
-	}}
+	e := event{sum: sha256.Sum256(r.body), field: func(name string) string { return strictjson.TextAt(body, name) }}
 	switch name, isHeader := strings.CutPrefix(g.id, headerOf); {
 	case g.id == idBody:
 		e.id = "sha256:" + hex.EncodeToString(e.sum[:])

@@ -190,9 +190,7 @@ func (s *macScheme) fieldTime(body []byte, name string) (time.Time, bool) {
 	if err != nil {
 		return time.Time{}, false
 	}
-	found, _ := strictjson.Lookup(value, name)
-	text, _ := strictjson.Text(found)
-	return s.time(text)
+	return s.time(strictjson.TextAt(value, name))
 }
 
 func (s *macScheme) time(text string) (time.Time, bool) {

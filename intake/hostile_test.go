@@ -1,27 +1,13 @@
 package intake_test
 
 import (
-	"encoding/json"
-	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/labstack/echo/v4"
-
 	"github.com/keyherald/keyherald/keyheraldtest/senders"
 )
-
-func answer(web *echo.Echo, r senders.Request) (status int, result string) {
-	out := httptest.NewRecorder()
-	web.ServeHTTP(out, r.HTTP())
-	var body struct {
-		Result string `json:"result"`
-	}
-	_ = json.Unmarshal(out.Body.Bytes(), &body) // an answer without a body has no result
-	return out.Code, body.Result
-}
 
 // The hosts that may be asked, and what of them.
 var pages = []string{
@@ -33,7 +19,7 @@ func TestHonestSendersAreHeard(t *testing.T) {
 	w, memory := senders.New(t), senders.NewMemory()
 	web := newWeb(t, w, memory)
 	for i, s := range w.Senders() {
-		if status, result := answer(web, s.Send(s.Event("honest", "alice", "7"))); status != 202 || result != "accepted" {
+		if status, result := s.Send(s.Event("honest", "alice", "7")).Answer(web); status != 202 || result != "accepted" {
 			t.Errorf("%s: got %d %q", s.Source, status, result)
 		}
 		if memory.Count() != i+1 {
@@ -59,13 +45,13 @@ func TestNoHostileNotificationIsAccepted(t *testing.T) {
 			w.Pass(61 * time.Second) // what is bounded by the minute does not make one row depend on another
 			if attack.Before != nil {
 				for _, honest := range attack.Before() {
-					if status, result := answer(web, honest); status != 202 || result != "accepted" {
+					if status, result := honest.Answer(web); status != 202 || result != "accepted" {
 						t.Fatalf("the honest request before it: got %d %q", status, result)
 					}
 				}
 			}
 			accepted, handshakes := memory.Count(), len(memory.Handshakes)
-			status, result := answer(web, attack.Request())
+			status, result := attack.Request().Answer(web)
 			if status != attack.Status || result != attack.Result {
 				t.Errorf("got %d %q\nwant %d %q", status, result, attack.Status, attack.Result)
 			}
@@ -120,7 +106,7 @@ func TestHostileNotificationsLeaveNothingBehind(t *testing.T) {
 	}
 	send := func() {
 		for _, r := range requests {
-			_, _ = answer(web, r)
+			_, _ = r.Answer(web)
 		}
 	}
 	send()

@@ -53,7 +53,7 @@ func TestOnlyTheIssuersOwnHostMayBePrivate(t *testing.T) {
 					r.Headers[i][1] = "Bearer " + w.GoodToken("company", map[string]any{"iss": test.issuer, "client_id": "eventbridge", "scope": "notify"})
 				}
 			}
-			status, result := answer(echoOf(handler), r)
+			status, result := r.Answer(echoOf(handler))
 			if status != test.status || asked != test.asked {
 				t.Errorf("got %d %q, and it was asked %d times", status, result, asked)
 			}

@@ -97,11 +97,7 @@ type logged struct {
 
 // auditedRead knows the entries of Secret Manager's audit log that tell of a read of a version.
 func auditedRead(entry any) (read logged, ok bool) {
-	text := func(name string) string {
-		value, _ := strictjson.Lookup(entry, "protoPayload."+name)
-		text, _ := strictjson.Text(value)
-		return text
-	}
+	text := func(name string) string { return strictjson.TextAt(entry, "protoPayload."+name) }
 	// The method's package was another before version 1.
 	if text("serviceName") != "secretmanager.googleapis.com" || !strings.HasSuffix(text("methodName"), ".SecretManagerService.AccessSecretVersion") {
 		return logged{}, false

@@ -34,8 +34,7 @@ type Homeserver struct {
 	// Dir is where its data and its log are.
 	Dir     string
 	program []string
-	cmd     *exec.Cmd
-	done    chan struct{}
+	process *Process
 }
 
 // StartHomeserver is StartDendrite or one like it: it starts a homeserver in dir with these application-service
@@ -76,13 +75,11 @@ func (hs *Homeserver) Start(ctx context.Context) error {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(hs.program[0], hs.program[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = hs.Dir, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	process, err := StartProcess(cmd)
+	if err != nil {
 		return fmt.Errorf("starting the homeserver: %w", err)
 	}
-	done := make(chan struct{})
-	hs.cmd, hs.done = cmd, done
-	go func() { defer close(done); _ = cmd.Wait() }()
+	hs.process = process
 	err = Until(ctx, 60*time.Second, func() error {
 		resp, err := http.Get(hs.URL + "/_matrix/client/versions")
 		if err != nil {
@@ -99,24 +96,11 @@ func (hs *Homeserver) Start(ctx context.Context) error {
 func (hs *Homeserver) logFile() string { return filepath.Join(hs.Dir, "homeserver.log") }
 
 // Kill ends the homeserver with SIGKILL, as a crash does.
-func (hs *Homeserver) Kill() error {
-	err := hs.cmd.Process.Kill()
-	<-hs.done
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
-}
+func (hs *Homeserver) Kill() error { return hs.process.Kill() }
 
 // Close ends the homeserver.
 func (hs *Homeserver) Close() error {
-	_ = hs.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-hs.done:
-	case <-time.After(5 * time.Second):
-		_ = hs.cmd.Process.Kill()
-		<-hs.done
-	}
+	hs.process.Stop(syscall.SIGTERM, 5*time.Second)
 	return nil
 }
 

@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -38,10 +37,9 @@ func MotoEnvironment(ctx context.Context, progress io.Writer) (string, error) {
 
 // Moto is a server that imitates AWS. It checks signatures, and which actions a user's policies permit, but not on what.
 type Moto struct {
-	URL   string
-	admin aws.Credentials
-	cmd   *exec.Cmd
-	done  chan struct{}
+	URL     string
+	admin   aws.Credentials
+	process *Process
 }
 
 // StartMoto starts a server with its log in dir.
@@ -54,19 +52,17 @@ func StartMoto(ctx context.Context, dir string) (*Moto, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Moto{URL: fmt.Sprintf("http://127.0.0.1:%d", port), done: make(chan struct{})}
+	m := &Moto{URL: fmt.Sprintf("http://127.0.0.1:%d", port)}
 	log, err := os.Create(filepath.Join(dir, "moto.log"))
 	if err != nil {
 		return nil, fmt.Errorf("making moto's log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	m.cmd = exec.Command(python, "-m", "moto.server", "-H", "127.0.0.1", "-p", fmt.Sprint(port))
-	m.cmd.Dir, m.cmd.Stdout, m.cmd.Stderr = dir, log, log
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := m.cmd.Start(); err != nil {
+	cmd := exec.Command(python, "-m", "moto.server", "-H", "127.0.0.1", "-p", fmt.Sprint(port))
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+	if m.process, err = StartProcess(cmd); err != nil {
 		return nil, fmt.Errorf("starting moto: %w", err)
 	}
-	go func() { defer close(m.done); _ = m.cmd.Wait() }()
 	if err := m.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("waiting for moto (see %s/moto.log): %w", dir, err), m.Close())
 	}
@@ -95,14 +91,7 @@ func (m *Moto) prepare(ctx context.Context) error {
 }
 
 // Close ends the server.
-func (m *Moto) Close() error {
-	err := m.cmd.Process.Kill()
-	<-m.done
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
-}
+func (m *Moto) Close() error { return m.process.Kill() }
 
 // Admin may do everything.
 func (m *Moto) Admin() aws.Credentials { return m.admin }

@@ -32,8 +32,7 @@ type Postgres struct {
 	port       int
 	credential *syscall.Credential
 	settings   []string
-	cmd        *exec.Cmd
-	done       chan struct{}
+	process    *Process
 }
 
 // Database is a fresh database with roles of its own.
@@ -103,7 +102,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 	defer func() { _ = db.Close() }()
 	// After a SIGKILL the backends hold the shared memory until they notice, and a start fails meanwhile.
 	err = Until(ctx, 30*time.Second, func() error {
-		if p.done == nil || isClosed(p.done) {
+		if p.process == nil || p.process.Ended() {
 			if err := p.launch(serverProgram); err != nil {
 				return err
 			}
@@ -114,15 +113,6 @@ func (p *Postgres) Start(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("waiting for PostgreSQL: %w", err), p.Close())
 	}
 	return nil
-}
-
-func isClosed(done chan struct{}) bool {
-	select {
-	case <-done:
-		return true
-	default:
-		return false
-	}
 }
 
 func (p *Postgres) launch(program string) error {
@@ -138,29 +128,20 @@ func (p *Postgres) launch(program string) error {
 	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, log, log
 	// A test that is killed must not leave a cluster behind: SIGQUIT is its immediate shutdown.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.credential, Pdeathsig: syscall.SIGQUIT}
-	if err := cmd.Start(); err != nil {
+	process, err := StartProcess(cmd)
+	if err != nil {
 		return fmt.Errorf("starting PostgreSQL: %w", err)
 	}
-	done := make(chan struct{})
-	p.cmd, p.done = cmd, done
-	go func() { defer close(done); _ = cmd.Wait() }()
+	p.process = process
 	return nil
 }
 
 // Kill ends the cluster with SIGKILL, as a crash does.
-func (p *Postgres) Kill() error {
-	err := p.cmd.Process.Kill()
-	<-p.done
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
-}
+func (p *Postgres) Kill() error { return p.process.Kill() }
 
 // Close stops the cluster and removes it.
 func (p *Postgres) Close() error {
-	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
-	<-p.done
+	p.process.Stop(syscall.SIGQUIT, 0)
 	return os.RemoveAll(p.dir)
 }
 

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -20,8 +19,8 @@ type S3 struct {
 	Endpoint, Region, Bucket     string
 	AccessKeyID, SecretAccessKey string
 	// Dir is where the bucket's objects are files.
-	Dir string
-	cmd *exec.Cmd
+	Dir     string
+	process *Process
 }
 
 // S3Binaries returns the directory with the gateway's program, which is built the first time.
@@ -45,12 +44,11 @@ func StartS3(ctx context.Context, dir string) (*S3, error) {
 		return nil, fmt.Errorf("making the store's directories: %w", err)
 	}
 	// Metadata beside the files: not every file system that tests run on has extended attributes.
-	s.cmd = exec.Command(filepath.Join(bin, "versitygw"), "--quiet", "--port", strings.TrimPrefix(s.Endpoint, "http://"), "--access", s.AccessKeyID,
+	cmd := exec.Command(filepath.Join(bin, "versitygw"), "--quiet", "--port", strings.TrimPrefix(s.Endpoint, "http://"), "--access", s.AccessKeyID,
 		"--secret", s.SecretAccessKey, "--region", s.Region, "posix", "--sidecar", filepath.Join(dir, "metadata-of-s3"), filepath.Dir(s.Dir))
 	var said bytes.Buffer
-	s.cmd.Stdout, s.cmd.Stderr = &said, &said
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if s.process, err = StartProcess(cmd); err != nil {
 		return nil, fmt.Errorf("starting the store: %w", err)
 	}
 	err = Until(ctx, 30*time.Second, func() error {
@@ -68,8 +66,4 @@ func StartS3(ctx context.Context, dir string) (*S3, error) {
 }
 
 // Close ends the store.
-func (s *S3) Close() error {
-	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait()
-	return nil
-}
+func (s *S3) Close() error { return s.process.Kill() }

@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -45,9 +44,8 @@ type Vault struct {
 	URL   string
 	Token string
 	// CAFile is what to trust where the server was started with TLS; empty otherwise.
-	CAFile string
-	cmd    *exec.Cmd
-	done   chan struct{}
+	CAFile  string
+	process *Process
 }
 
 // StartVault starts a server that keeps its files in dir.
@@ -61,7 +59,7 @@ func StartVault(ctx context.Context, dir string, withTLS bool) (*Vault, error) {
 		return nil, err
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", port)
-	v := &Vault{URL: "http://" + address, Token: "the-root-token-of-tests", done: make(chan struct{})}
+	v := &Vault{URL: "http://" + address, Token: "the-root-token-of-tests"}
 	args := []string{"server", "-dev", "-dev-root-token-id=" + v.Token, "-dev-listen-address=" + address}
 	if withTLS {
 		v.URL, v.CAFile = "https://"+address, filepath.Join(dir, "vault-ca.pem")
@@ -72,14 +70,12 @@ func StartVault(ctx context.Context, dir string, withTLS bool) (*Vault, error) {
 		return nil, fmt.Errorf("making Vault's log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	v.cmd = exec.Command(program, args...)
+	cmd := exec.Command(program, args...)
 	// It writes its root token into the home directory.
-	v.cmd.Dir, v.cmd.Env, v.cmd.Stdout, v.cmd.Stderr = dir, append(os.Environ(), "HOME="+dir), log, log
-	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := v.cmd.Start(); err != nil {
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(os.Environ(), "HOME="+dir), log, log
+	if v.process, err = StartProcess(cmd); err != nil {
 		return nil, fmt.Errorf("starting Vault: %w", err)
 	}
-	go func() { defer close(v.done); _ = v.cmd.Wait() }()
 	err = Until(ctx, 30*time.Second, func() error {
 		_, err := v.Call(ctx, http.MethodGet, "secret/config", nil)
 		return err
@@ -91,14 +87,7 @@ func StartVault(ctx context.Context, dir string, withTLS bool) (*Vault, error) {
 }
 
 // Close ends the server.
-func (v *Vault) Close() error {
-	err := v.cmd.Process.Kill()
-	<-v.done
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
-}
+func (v *Vault) Close() error { return v.process.Kill() }
 
 // Call does one request with the root token, and returns what the answer has as data, or as auth for a login.
 func (v *Vault) Call(ctx context.Context, method, endpoint string, body any) (map[string]any, error) {

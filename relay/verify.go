@@ -28,7 +28,7 @@ func (s *Session) verifySome(ctx context.Context) (more bool, err error) {
 	if err := s.verify(ctx, s.unverified[:n]); err != nil {
 		return false, err
 	}
-	s.unverified = slices.Clone(s.unverified[n:])
+	s.unverified = s.unverified[n:]
 	return len(s.unverified) > 0, nil
 }
 

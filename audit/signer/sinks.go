@@ -23,9 +23,9 @@ func (s *Signer) remember(ctx context.Context) ([]remembered, error) {
 			continue
 		}
 		memories++
-		c, err := recall(ctx, memory, s.keys)
+		c, err := Recall(ctx, memory, s.keys)
 		if err != nil {
-			failures = errors.Join(failures, err)
+			failures = errors.Join(failures, fmt.Errorf("reading the sink %s: %w", memory.Name(), err))
 			continue
 		}
 		answered++
@@ -40,23 +40,15 @@ func (s *Signer) remember(ctx context.Context) ([]remembered, error) {
 	return published, nil
 }
 
-// recall is the newest checkpoint of a sink; its size is zero where there is none.
-func recall(ctx context.Context, memory Memory, keys checkpoint.Keys) (checkpoint.Checkpoint, error) {
+// Recall is the newest checkpoint of a sink, signed by one of the keys; its size is zero where there is none.
+func Recall(ctx context.Context, memory Memory, keys checkpoint.Keys) (checkpoint.Checkpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, sinkTimeout)
 	defer cancel()
 	note, err := memory.Newest(ctx)
 	if err != nil || note == "" {
-		return checkpoint.Checkpoint{}, wrap(memory, "reading", err)
+		return checkpoint.Checkpoint{}, err
 	}
-	c, err := checkpoint.Open(keys.Name, note, keys.Verifiers)
-	return c, wrap(memory, "reading", err)
-}
-
-func wrap(sink Sink, doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s the sink %s: %w", doing, sink.Name(), err)
+	return checkpoint.Open(keys.Name, note, keys.Verifiers)
 }
 
 // publish gives a checkpoint to every sink that did not take it from this process yet. One that fails holds up neither

@@ -172,11 +172,7 @@ func readSink(ctx context.Context, s sinkConfig, keys checkpoint.Keys) (checkpoi
 	if !ok {
 		return checkpoint.Checkpoint{}, fmt.Errorf("a sink of type %s is not one that can be read back", s.Type)
 	}
-	note, err := memory.Newest(ctx)
-	if err != nil || note == "" {
-		return checkpoint.Checkpoint{}, err
-	}
-	return checkpoint.Open(keys.Name, note, keys.Verifiers)
+	return signer.Recall(ctx, memory, keys)
 }
 
 // verify verifies the log as the transaction sees it. What the sinks have must be read before: they get ahead of it.

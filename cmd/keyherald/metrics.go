@@ -52,11 +52,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	send := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	leading := 0.0
-	if g.bot.Leading() {
-		leading = 1
-	}
-	send(leadingDesc, leading)
+	send(leadingDesc, is(g.bot.Leading()))
 	send(waitingDesc, float64(g.arrivals.Waiting()))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -83,14 +79,16 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// is is a yes or no as a gauge.
+func is(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
+}
+
 // collectSeal tells how far the audit log is sealed; the signer's own gauges are of this replica.
 func (g gauges) collectSeal(ctx context.Context, send func(*prometheus.Desc, float64, ...string)) {
-	is := func(yes bool) float64 {
-		if yes {
-			return 1
-		}
-		return 0
-	}
 	status := g.sealer.Status()
 	send(stoppedDesc, is(status.Stopped))
 	send(problemDesc, is(status.Problem != nil))

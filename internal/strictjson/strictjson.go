@@ -134,6 +134,13 @@ func Text(value any) (text string, ok bool) {
 	return "", false
 }
 
+// TextAt is the Text of what Lookup finds, and empty where it finds none.
+func TextAt(value any, name string) string {
+	found, _ := Lookup(value, name)
+	text, _ := Text(found)
+	return text
+}
+
 // Canonical writes a value that Parse has read: what says the same has the same bytes, whatever its spaces and the
 // order of its keys were.
 func Canonical(value any) []byte {

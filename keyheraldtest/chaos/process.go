@@ -1,13 +1,14 @@
 package chaos
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
+
+	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
 // process is one of Keyherald's programs, which can be killed and started again.
@@ -15,9 +16,8 @@ type process struct {
 	name, dir, program string
 	args, env          []string
 
-	mu   sync.Mutex // guards the rest
-	cmd  *exec.Cmd
-	done chan struct{}
+	mu      sync.Mutex // guards running
+	running *keyheraldtest.Process
 }
 
 func (p *process) start() error {
@@ -30,13 +30,11 @@ func (p *process) start() error {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(p.program, p.args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.Env = p.dir, log, log, append(os.Environ(), p.env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	running, err := keyheraldtest.StartProcess(cmd)
+	if err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
-	done := make(chan struct{})
-	p.cmd, p.done = cmd, done
-	go func() { defer close(done); _ = cmd.Wait() }()
+	p.running = running
 	return nil
 }
 
@@ -44,26 +42,13 @@ func (p *process) start() error {
 func (p *process) ended() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done == nil {
-		return true
-	}
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
+	return p.running == nil || p.running.Ended()
 }
 
 func (p *process) kill() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.cmd.Process.Kill()
-	<-p.done
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
+	return p.running.Kill()
 }
 
 func (p *process) stop() error {
@@ -72,7 +57,6 @@ func (p *process) stop() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	<-p.done
+	p.running.Stop(syscall.SIGTERM, 0)
 	return nil
 }

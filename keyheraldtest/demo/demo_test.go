@@ -31,15 +31,20 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	if err != nil || !held {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `{"ok":true,"rotation_state":"done"`) {
-		t.Errorf("the last line is %s", last)
-	}
+	lastLineIsOK(t, out.String())
 	if !strings.Contains(out.String(), "server.started") || !strings.Contains(out.String(), `"sources":["corporate-kms"]`) {
 		t.Error("the audit trail does not tell with what the server started")
 	}
 	if !strings.Contains(out.String(), "local:") || !strings.Contains(out.String(), "rotation.done") {
 		t.Error("the audit trail does not tell the story")
+	}
+}
+
+func lastLineIsOK(t *testing.T, out string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `{"ok":true,"rotation_state":"done"`) {
+		t.Errorf("the last line is %s", last)
 	}
 }
 

@@ -27,10 +27,7 @@ func TestTheDemoHoldsWithVault(t *testing.T) {
 	if err != nil || !held {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `{"ok":true,"rotation_state":"done"`) {
-		t.Errorf("the last line is %s", last)
-	}
+	lastLineIsOK(t, out.String())
 }
 
 func rightsOnPurpose(ctx context.Context, t *testing.T, w *World) {

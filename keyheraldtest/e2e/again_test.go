@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
@@ -150,10 +149,7 @@ func TestNothingIsPushedAgainOnceTheVersionIsNotOursOrToWhoIsExcluded(t *testing
 	w.waitDone(t)
 	wait(t, "the push", func() bool { return pushesOf(t, receiver, second) == 2 })
 	// The user resets his key backup before the repetition is due.
-	reset, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	_, err = w.stock.CreateBackup(ctx, reset, w.recoveryKey)
-	check(t, err)
+	w.ownBackup(t)
 	wait(t, "the round to end", func() bool {
 		return w.inStore(t, "managed", `SELECT COUNT(*) FROM push_round WHERE ended = 'backup_changed'`) == 1
 	})
@@ -166,11 +162,8 @@ func TestAnOldKeyBackupIsDeletedAfterItsGraceIfAllOfItWasCarriedOver(t *testing.
 	t.Parallel()
 	ctx := t.Context()
 	w := newWorld(t)
-	old, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	check(t, err)
-	_, _, err = w.stock.WriteHistory(ctx, version, old, "only the first backup knows")
+	old, version := w.ownBackup(t)
+	_, _, err := w.stock.WriteHistory(ctx, version, old, history)
 	check(t, err)
 	w.newKey(t, "1")
 	w.manage(t, "managed", func(c *device.AccountConfig) { c.OldBackup.Grace = 3 * time.Second })

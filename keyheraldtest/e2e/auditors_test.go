@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
@@ -126,11 +125,8 @@ func TestTheQueriesForAuditorsAnswerWhatTheirPageShows(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	ada := audit.ByLocal("ada", "bastion")
-	old, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	check(t, err)
-	_, _, err = w.stock.WriteHistory(ctx, version, old, "only the first backup knows")
+	old, version := w.ownBackup(t)
+	_, _, err := w.stock.WriteHistory(ctx, version, old, history)
 	check(t, err)
 	w.newKey(t, "7")
 	w.login(t, "STRANGER")

@@ -182,12 +182,7 @@ func TestReadsComeToRotationsByTheRulesOfChanges(t *testing.T) {
 		}
 	}
 	(&world{database: database}).checkDerived(t)
-	lines, err := db.Log(ctx, "", 1000)
-	check(t, err)
-	counts := map[string]int{}
-	for _, line := range lines {
-		counts[line.Action+" "+line.Outcome]++
-	}
+	counts := countedByOutcome(t, db)
 	if counts["rotation.asked accepted"] != 11 || counts["rotation.held accepted"] != 2 || counts["notification.ignored accepted"] != 1 {
 		t.Errorf("the audit log has %v, want 11 reads, 2 held and one ignored", counts)
 	}

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/device"
@@ -53,10 +52,7 @@ func TestAVerificationByEmojiIsThroughOrDoneAgainWhicheverWriteFails(t *testing.
 	w := newParts(t)
 	w.people(t)
 	ctx := t.Context()
-	key, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	_, err = w.stock.CreateBackup(ctx, key, w.recoveryKey)
-	check(t, err)
+	key, _ := w.ownBackup(t)
 	check(t, w.stock.Machine.CryptoStore.PutSecret(ctx, id.SecretMegolmBackupV1, base64.RawStdEncoding.EncodeToString(key.Bytes())))
 	recorder := &faults.Recorder{}
 	recorder.Begin()

@@ -19,7 +19,6 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/lib/pq"
 	"github.com/rs/zerolog"
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
@@ -145,11 +144,8 @@ func newFaulty(t *testing.T, changes ...func(w *faulty)) *faulty {
 	w.startServer(t)
 	t.Cleanup(func() { w.server.stop(t) })
 	w.people(t)
-	old, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	check(t, err)
-	_, _, err = w.stock.WriteHistory(ctx, version, old, "only the first backup knows")
+	old, version := w.ownBackup(t)
+	_, _, err = w.stock.WriteHistory(ctx, version, old, history)
 	check(t, err)
 	w.receive(t)
 	w.device = &program{start: func() { w.startDevice(t) }}

@@ -54,7 +54,7 @@ func TestGroupsOfSeveralReplicasNeitherLockUpNorLeaveTwoRotationsOpen(t *testing
 			t.Errorf("version %s of %s is %s", r.KMS.Version, r.UserID, r.Facts.State)
 		}
 	}
-	if counts := room.actions(t); counts["rotation.superseded"] != users*(versions-1) || counts["notification.accepted"] != users*versions {
+	if counts := counted(t, room.db); counts["rotation.superseded"] != users*(versions-1) || counts["notification.accepted"] != users*versions {
 		t.Errorf("the log has %v", counts)
 	}
 }

@@ -46,17 +46,6 @@ func (room *intakeRoom) transactions(t *testing.T) (notifications, transactions 
 	return notifications, transactions
 }
 
-func (room *intakeRoom) actions(t *testing.T) map[string]int {
-	t.Helper()
-	lines, err := room.db.Log(t.Context(), "", 10000)
-	check(t, err)
-	counts := map[string]int{}
-	for _, line := range lines {
-		counts[line.Action]++
-	}
-	return counts
-}
-
 // outcome is what a call of the recorder came to, once done is closed.
 type outcome struct {
 	receipt intake.Receipt
@@ -121,7 +110,7 @@ func TestNotificationsThatArriveTogetherAreAnsweredAfterOneCommit(t *testing.T) 
 	if kept, transactions := room.transactions(t); kept != more+1 || transactions != 2 {
 		t.Errorf("%d are kept by %d transactions, want %d by 2", kept, transactions, more+1)
 	}
-	if counts := room.actions(t); counts["notification.accepted"] != more+1 {
+	if counts := counted(t, room.db); counts["notification.accepted"] != more+1 {
 		t.Errorf("the log has %v", counts)
 	}
 }
@@ -192,7 +181,7 @@ func TestInAGroupEachIsTreatedAsIfItHadComeAlone(t *testing.T) {
 	if _, transactions := room.transactions(t); transactions != 2 {
 		t.Errorf("it took %d transactions", transactions)
 	}
-	counts := room.actions(t)
+	counts := counted(t, room.db)
 	for action, want := range map[string]int{"notification.accepted": 8, "notification.unusable": 1, "rotation.superseded": 4} {
 		if counts[action] != want {
 			t.Errorf("%d events %s, want %d", counts[action], action, want)
@@ -241,7 +230,7 @@ func TestWhatTheDatabaseRefusesFailsAlone(t *testing.T) {
 	if kept, _ := room.transactions(t); kept != len(outcomes) {
 		t.Errorf("%d are kept, want %d", kept, len(outcomes))
 	}
-	if counts := room.actions(t); counts["notification.accepted"] != len(outcomes) || counts["rotation.superseded"] != len(outcomes)-2 {
+	if counts := counted(t, room.db); counts["notification.accepted"] != len(outcomes) || counts["rotation.superseded"] != len(outcomes)-2 {
 		t.Errorf("the log has %v", counts)
 	}
 }
@@ -277,8 +266,8 @@ func TestADatabaseThatGoesAwayKeepsNothingAndAsksToComeAgain(t *testing.T) {
 	}
 	_, err = super.Exec(ctx, `ALTER DATABASE `+room.database.Name+` ALLOW_CONNECTIONS true`)
 	check(t, err)
-	if kept, _ := room.transactions(t); kept != 0 || room.actions(t)["notification.accepted"] != 0 {
-		t.Errorf("%d are kept, with %v in the log", kept, room.actions(t))
+	if kept, _ := room.transactions(t); kept != 0 || counted(t, room.db)["notification.accepted"] != 0 {
+		t.Errorf("%d are kept, with %v in the log", kept, counted(t, room.db))
 	}
 }
 

@@ -8,13 +8,52 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/postgres"
 )
 
 // cluster is the package's PostgreSQL; every test has a database and roles of its own in it.
 var cluster *keyheraldtest.Postgres
+
+// ownBackup is a key backup of the user's own, as his client makes one.
+func (w *world) ownBackup(t *testing.T) (key *backup.MegolmBackupKey, version id.KeyBackupVersion) {
+	t.Helper()
+	key, err := backup.NewMegolmBackupKey()
+	check(t, err)
+	version, err = w.stock.CreateBackup(t.Context(), key, w.recoveryKey)
+	check(t, err)
+	return key, version
+}
+
+// history is what ownBackup's holds and no device does.
+const history = "only the first backup knows"
+
+// counted are the events of the audit log by action.
+func counted(t *testing.T, db *postgres.DB) map[string]int {
+	t.Helper()
+	return countedBy(t, db, func(line postgres.LogLine) string { return line.Action })
+}
+
+// countedByOutcome are they by action and outcome, with a space between.
+func countedByOutcome(t *testing.T, db *postgres.DB) map[string]int {
+	t.Helper()
+	return countedBy(t, db, func(line postgres.LogLine) string { return line.Action + " " + line.Outcome })
+}
+
+func countedBy(t *testing.T, db *postgres.DB, of func(postgres.LogLine) string) map[string]int {
+	t.Helper()
+	lines, err := db.Log(t.Context(), "", 10_000)
+	check(t, err)
+	counts := map[string]int{}
+	for _, line := range lines {
+		counts[of(line)]++
+	}
+	return counts
+}
 
 func TestMain(m *testing.M) {
 	status := keyheraldtest.RunWithPostgres(&cluster, m.Run)

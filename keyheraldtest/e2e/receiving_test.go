@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"testing"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
@@ -30,10 +29,7 @@ func TestABackupTheUserResetIsReportedAndOnlyAnUnrequestedPushOfItsKeyIsTaken(t 
 	w.notify(t, "n1", "1")
 	w.waitDone(t)
 
-	own, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, own, w.recoveryKey)
-	check(t, err)
+	own, version := w.ownBackup(t)
 	check(t, w.stock.SetAccountData(ctx, backupSecret.Type, map[string]any{}))
 	wait(t, "the drift to be reported", func() bool { return w.logHas(t, "drift.reported", string(protocol.DriftBackup)) })
 	if status := w.status(t); status.BackupVersion != version.String() {

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/crypto/ssss"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
@@ -174,12 +173,9 @@ func TestNothingTheUserWouldLoseIsLeftBehindUnasked(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	old, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	_, err = w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	check(t, err)
+	w.ownBackup(t)
 	account := w.open(t, "managed", func(c *device.AccountConfig) { c.Escrow.KMS = "recovery/alice" })
-	_, err = account.Verify(ctx, nil)
+	_, err := account.Verify(ctx, nil)
 	check(t, err)
 	present := w.resetRecovery(t)
 	before := w.fourS(t, present)

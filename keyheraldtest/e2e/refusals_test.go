@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
@@ -84,10 +83,7 @@ func TestNothingIsCreatedWithoutTheOldKey(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	lost, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	_, err = w.stock.CreateBackup(ctx, lost, w.recoveryKey)
-	check(t, err)
+	w.ownBackup(t)
 	// The recovery copy goes away, as when a client blanks it: the old key is nowhere now.
 	check(t, w.stock.SetAccountData(ctx, backupSecret.Type, map[string]any{}))
 	before := w.currentVersion(t)

@@ -18,11 +18,8 @@ func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	oldKey, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, oldKey, w.recoveryKey)
-	check(t, err)
-	room, message, err := w.stock.WriteHistory(ctx, version, oldKey, "only the first backup knows")
+	oldKey, version := w.ownBackup(t)
+	room, message, err := w.stock.WriteHistory(ctx, version, oldKey, history)
 	check(t, err)
 	newKey, err := backupkey.Generate()
 	check(t, err)
@@ -63,7 +60,7 @@ func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
 	check(t, err)
 	text, err := receiver.ReadHistory(ctx, room, message, private)
 	check(t, err)
-	if text != "only the first backup knows" {
+	if text != history {
 		t.Errorf("the receiver reads %q", text)
 	}
 	fresh := w.login(t, "FRESH")

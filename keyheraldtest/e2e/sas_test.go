@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/device"
@@ -88,10 +87,7 @@ func TestADeviceThatAnotherOneVerifiedEnrollsAndAdoptsItsSecrets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	old, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	_, err = w.stock.CreateBackup(ctx, old, w.recoveryKey)
-	check(t, err)
+	old, _ := w.ownBackup(t)
 	other := w.login(t, "OTHER")
 	check(t, other.Verify(ctx, w.recoveryKey))
 	secrets := w.stock.Machine.CryptoStore

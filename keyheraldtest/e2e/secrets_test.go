@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"maunium.net/go/mautrix"
-	"maunium.net/go/mautrix/crypto/backup"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
@@ -209,11 +208,8 @@ func lostKey(t *testing.T) (w *world, lost backupkey.Key, version string) {
 	t.Helper()
 	w = newWorld(t)
 	ctx := t.Context()
-	key, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	created, err := w.stock.CreateBackup(ctx, key, w.recoveryKey)
-	check(t, err)
-	_, _, err = w.stock.WriteHistory(ctx, created, key, "only the lost key opens it")
+	key, created := w.ownBackup(t)
+	_, _, err := w.stock.WriteHistory(ctx, created, key, "only the lost key opens it")
 	check(t, err)
 	check(t, w.stock.SetAccountData(ctx, backupSecret.Type, map[string]any{}))
 	lost, err = backupkey.FromBytes(key.Bytes())

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -25,30 +23,21 @@ func TestSendersOnTheRealDatabase(t *testing.T) {
 	check(t, err)
 	web := echo.New()
 	handler.Register(web)
-	answer := func(r senders.Request) (int, string) {
-		out := httptest.NewRecorder()
-		web.ServeHTTP(out, r.HTTP())
-		var body struct {
-			Result string `json:"result"`
-		}
-		_ = json.Unmarshal(out.Body.Bytes(), &body) // an answer without a body has no result
-		return out.Code, body.Result
-	}
 	want := map[audit.Action]int{}
 	for _, s := range w.Senders() {
-		if status, result := answer(s.Send(s.Event("honest", "alice-"+s.Source, "7"))); status != 202 || result != "accepted" {
+		if status, result := s.Send(s.Event("honest", "alice-"+s.Source, "7")).Answer(web); status != 202 || result != "accepted" {
 			t.Errorf("%s: got %d %q", s.Source, status, result)
 		}
 		want[audit.NotificationAccepted]++
 	}
 	for _, r := range []senders.Request{w.Confirmation(), w.Validation()} {
-		if status, _ := answer(r); status != 200 {
+		if status, _ := r.Answer(web); status != 200 {
 			t.Errorf("%s: got %d", r.Source, status)
 		}
 		want[audit.HandshakeAccepted]++
 	}
 	// Azure's versions have no order: the one that comes last is the one that is relayed.
-	if status, _ := answer(w.Batch(20)); status != 202 {
+	if status, _ := w.Batch(20).Answer(web); status != 202 {
 		t.Errorf("the batch: got %d", status)
 	}
 	want[audit.NotificationAccepted] += 20
@@ -75,13 +64,13 @@ func TestSendersOnTheRealDatabase(t *testing.T) {
 		w.Pass(61 * time.Second)
 		if attack.Before != nil {
 			for _, honest := range attack.Before() {
-				if status, result := answer(honest); status != 202 || result != "accepted" {
+				if status, result := honest.Answer(web); status != 202 || result != "accepted" {
 					t.Errorf("%s: the honest request before it: got %d %q", attack.Name, status, result)
 				}
 				want[audit.NotificationAccepted]++
 			}
 		}
-		status, result := answer(attack.Request())
+		status, result := attack.Request().Answer(web)
 		if status != attack.Status || result != attack.Result {
 			t.Errorf("%s: got %d %q, want %d %q", attack.Name, status, result, attack.Status, attack.Result)
 		}
@@ -96,15 +85,10 @@ func TestSendersOnTheRealDatabase(t *testing.T) {
 	}
 	want[audit.NotificationAccepted]++ // a batch of two before the attack on it
 	want[audit.NotificationRefused]++  // both events of that batch say another time in the attack, a minute later
-	counts := map[audit.Action]int{}
-	lines, err := db.Log(t.Context(), "", 10_000)
-	check(t, err)
-	for _, line := range lines {
-		counts[audit.Action(line.Action)]++
-	}
+	counts := counted(t, db)
 	for action, count := range want {
-		if counts[action] != count {
-			t.Errorf("%d events %s, want %d", counts[action], action, count)
+		if got := counts[string(action)]; got != count {
+			t.Errorf("%d events %s, want %d", got, action, count)
 		}
 	}
 	if foreign := w.Foreign(); len(foreign) > 0 {

@@ -84,12 +84,7 @@ func TestUsersBeyondTheStormLimitAreHeldUntilTheyAreReleased(t *testing.T) {
 		t.Error("after the window a user is held")
 	}
 	(&world{database: database}).checkDerived(t)
-	lines, err := db.Log(ctx, "", 1000)
-	check(t, err)
-	counts := map[string]int{}
-	for _, line := range lines {
-		counts[line.Action+" "+line.Outcome]++
-	}
+	counts := countedByOutcome(t, db)
 	if counts["rotation.held accepted"] != 3 || counts["rotation.released accepted"] != 2 || counts["rotation.released refused"] != 1 {
 		t.Errorf("the audit log has %v, want 3 held, 2 released and one release refused", counts)
 	}

@@ -46,12 +46,7 @@ func TestRotationsWaitWhereTheLogIsNotSignedForADayAndUrgentOnesGoOn(t *testing.
 	w.clock.Advance(-25 * time.Hour)
 	check(t, w.engine.Sweep(ctx))
 	w.waitDone(t)
-	actions := map[string]int{}
-	lines, err := w.db.Log(ctx, "", 1000)
-	check(t, err)
-	for _, line := range lines {
-		actions[line.Action]++
-	}
+	actions := counted(t, w.db)
 	w.checkDerived(t)
 	if actions["rotation.held"] != 2 || actions["rotation.released"] != 1 {
 		t.Errorf("the log tells of %d holds and %d releases", actions["rotation.held"], actions["rotation.released"])

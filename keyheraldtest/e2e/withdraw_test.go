@@ -235,11 +235,8 @@ func TestWorkThatIsSupersededWhileItMakesAVersionDoesNotComeBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	firstKey, err := backup.NewMegolmBackupKey()
-	check(t, err)
-	version, err := w.stock.CreateBackup(ctx, firstKey, w.recoveryKey)
-	check(t, err)
-	room, message, err := w.stock.WriteHistory(ctx, version, firstKey, "only the first backup knows")
+	firstKey, version := w.ownBackup(t)
+	room, message, err := w.stock.WriteHistory(ctx, version, firstKey, history)
 	check(t, err)
 	receiver := w.verifiedReceiver(t, "WIRE")
 	reader := w.login(t, "READER")
@@ -274,7 +271,7 @@ func TestWorkThatIsSupersededWhileItMakesAVersionDoesNotComeBack(t *testing.T) {
 	check(t, err)
 	text, err := reader.ReadHistory(ctx, room, message, private)
 	check(t, err)
-	if text != "only the first backup knows" {
+	if text != history {
 		t.Errorf("the reader reads %q", text)
 	}
 }

@@ -21,6 +21,17 @@ type Request struct {
 	Certificate  *x509.Certificate
 }
 
+// Answer is what a server answers to the request: the status, and the body's result where it has one.
+func (r Request) Answer(web http.Handler) (status int, result string) {
+	out := httptest.NewRecorder()
+	web.ServeHTTP(out, r.HTTP())
+	var body struct {
+		Result string `json:"result"`
+	}
+	_ = json.Unmarshal(out.Body.Bytes(), &body) // an answer without a body has no result
+	return out.Code, body.Result
+}
+
 // HTTP is the request as a server has it.
 func (r Request) HTTP() *http.Request {
 	method, path := r.Method, r.Path
