@@ -112,9 +112,6 @@ func TestAVerificationByEmojiIsThroughOrDoneAgainWhicheverWriteFails(t *testing.
 				t.Fatalf("%s failed with %v, and then with %v", step.what, first, err)
 			}
 		}
-		if recorder.Fired() != (fault.Label != "") {
-			t.Fatalf("the fault did not happen: %v", recorder.Points())
-		}
 		own, err := w.stock.OwnDevices(ctx)
 		check(t, err)
 		trusted := 0
@@ -137,6 +134,14 @@ func TestAVerificationByEmojiIsThroughOrDoneAgainWhicheverWriteFails(t *testing.
 		t.Fatalf("only %d faults were found: %v", len(table), table)
 	}
 	for _, fault := range table {
-		t.Run(fault.String(), func(t *testing.T) { verify(t, fault) })
+		t.Run(fault.String(), func(t *testing.T) {
+			// How often the device asks for messages differs a little from one time to the next.
+			for range 4 {
+				if verify(t, fault); recorder.Fired() {
+					return
+				}
+			}
+			t.Fatalf("the fault did not happen: %v", recorder.Points())
+		})
 	}
 }

@@ -115,23 +115,22 @@ func (r *Recorder) list(point Point) {
 }
 
 // Table makes the rows from the points of several runs: of every label that all of them had, the first and the last
-// point, each in its modes. A label stands for one kind of write; the middle ones of a kind differ in nothing but their turn.
+// point, each in its modes; the last is that of the run where it came least often. A label stands for one kind of write; the
+// middle ones of a kind differ in nothing but their turn.
 func Table(runs ...[]Point) []Fault {
 	var order []string
-	last := map[string]Point{}
-	everywhere := map[string]int{}
-	for i, run := range runs {
-		here := map[string]bool{}
+	last, everywhere := map[string]Point{}, map[string]int{}
+	for _, run := range runs {
+		here := map[string]Point{}
 		for _, point := range run {
-			if !here[point.Label] {
-				here[point.Label] = true
-				everywhere[point.Label]++
+			if _, known := here[point.Label]; !known && everywhere[point.Label] == 0 {
+				order = append(order, point.Label)
 			}
-			if i == 0 {
-				if _, known := last[point.Label]; !known {
-					order = append(order, point.Label)
-				}
-				last[point.Label] = point
+			here[point.Label] = point
+		}
+		for label, point := range here {
+			if everywhere[label]++; everywhere[label] == 1 || point.Nth < last[label].Nth {
+				last[label] = point
 			}
 		}
 	}
