@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -25,12 +26,12 @@ const wrongTries = 5
 func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration, actor audit.Actor) (protocol.Code, error) {
 	var code protocol.Code
 	event := audit.Event{Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUser(user), Outcome: audit.Accepted}
-	err := e.asked(ctx, &event, func(ctx context.Context) error {
+	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		if _, _, err := user.Parse(); err != nil {
-			return refuse(audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
+			return refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
 		}
 		if life <= 0 || life > 30*24*time.Hour {
-			return refuse(audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life)
+			return refusal.New(refusal.Invalid, audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life)
 		}
 		codeID, err := uuid.NewV7()
 		if err != nil {
@@ -57,10 +58,10 @@ func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration
 // else is to be done is for the admin, and Revoke's callers say so.
 func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID, reason string, actor audit.Actor) error {
 	event := audit.Event{Actor: actor, Action: audit.DeviceRevoked, Subject: audit.OfDevice(user, device), Outcome: audit.Accepted}
-	return e.asked(ctx, &event, func(ctx context.Context) error {
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		event.Time = e.now()
 		if reason != "" {
-			why, err := usableReason(reason)
+			why, err := refusal.Reason(reason)
 			if err != nil {
 				return err
 			}
@@ -72,10 +73,10 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 		}
 		i := slices.IndexFunc(devices, func(d postgres.Device) bool { return d.UserID == user && d.DeviceID == device })
 		if i < 0 {
-			return refuse(audit.RefusedUnknownDevice, "%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
+			return refusal.New(refusal.NotFound, audit.RefusedUnknownDevice, "%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
 		}
 		if devices[i].State == postgres.Revoked {
-			return refuse(audit.RefusedAlreadySo, "%s of %s is revoked already: %w", device, user, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "%s of %s is revoked already: %w", device, user, ErrNotPossible)
 		}
 		if err := e.db.SetDeviceState(ctx, devices[i].ID, postgres.Revoked); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -20,13 +21,13 @@ func (e *Engine) Thaw(ctx context.Context, actor audit.Actor) error {
 
 func (e *Engine) setFreeze(ctx context.Context, f postgres.Freeze, action audit.Action, word string, actor audit.Actor) error {
 	event := audit.Event{Time: e.now(), Actor: actor, Action: action, Subject: audit.OfTriggers(), Outcome: audit.Accepted}
-	return e.asked(ctx, &event, func(ctx context.Context) error {
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		changed, err := e.db.SetFreeze(ctx, f)
 		if err != nil {
 			return err
 		}
 		if !changed {
-			return refuse(audit.RefusedAlreadySo, "triggers are %s already: %w", word, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "triggers are %s already: %w", word, ErrNotPossible)
 		}
 		if err := e.db.Append(ctx, event); err != nil {
 			return err

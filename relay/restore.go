@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -33,9 +34,9 @@ type Restored struct {
 func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, actor audit.Actor) (Restored, error) {
 	restored := Restored{NewDevice: fresh}
 	event := audit.Event{Actor: actor, Action: audit.DatabaseRestored, Subject: audit.OfDatabase(), Outcome: audit.Accepted}
-	err := e.asked(ctx, &event, func(ctx context.Context) error {
+	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		now := e.now()
-		why, err := usableReason(reason)
+		why, err := refusal.Reason(reason)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -14,10 +15,10 @@ import (
 func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
 	return e.change(ctx, rotationID, audit.RotationRetried, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if !r.Facts.State.Retryable() {
-			return refuse(audit.RefusedEnded, "rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedEnded, "rotation %s is %s: %w: to rotate again, put a new version into the KMS", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		if r.Held {
-			return refuse(audit.RefusedHeld, "rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedHeld, "rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
 		}
 		before := r.Facts.State
 		r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""
@@ -34,7 +35,7 @@ func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor audit.Ac
 func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
 	return e.change(ctx, rotationID, audit.RotationCancelled, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if r.Facts.State.Ended() {
-			return refuse(audit.RefusedEnded, "rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedEnded, "rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Cancelled, "", ""
 		return e.end(ctx, r, audit.RotationCancelled, actor)
@@ -43,13 +44,13 @@ func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor audit.A
 
 func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, action audit.Action, actor audit.Actor, do func(context.Context, postgres.Rotation) error) error {
 	event := audit.Event{Actor: actor, Action: action, Subject: audit.OfRotations(), Rotation: rotationID}
-	return e.asked(ctx, &event, func(ctx context.Context) error {
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		r, ok, err := e.db.LockRotation(ctx, rotationID)
 		if err != nil {
 			return err
 		}
 		if !ok {
-			return refuse(audit.RefusedUnknownRotation, "there is no rotation %s: `keyherald rotations list` shows them", rotationID)
+			return refusal.New(refusal.NotFound, audit.RefusedUnknownRotation, "there is no rotation %s: `keyherald rotations list` shows them", rotationID)
 		}
 		event.Subject = audit.OfUser(r.UserID)
 		if err := do(ctx, r); err != nil {

@@ -9,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -28,18 +29,21 @@ type RotateRequest struct {
 	ReplaceRecovery bool
 }
 
+// ErrNotPossible means that the rotation is not in a state for what was asked; the error says what to do instead.
+var ErrNotPossible = errors.New("not possible now")
+
 // sourceAdmin is the source of rotations that an admin asked for.
 const sourceAdmin = "admin"
 
 // Rotate opens a rotation whose key the device makes. Excluded devices, rotation and events commit together.
 func (e *Engine) Rotate(ctx context.Context, request RotateRequest, actor audit.Actor) (opened uuid.UUID, err error) {
 	event := audit.Event{Actor: actor, Action: audit.RotationAsked, Subject: audit.OfUser(request.UserID), Outcome: audit.Accepted}
-	err = e.asked(ctx, &event, func(ctx context.Context) error {
+	err = refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		if _, _, err := request.UserID.Parse(); err != nil {
-			return refuse(audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", request.UserID, err)
+			return refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", request.UserID, err)
 		}
 		if (request.KMS == "") != (request.Path == "") {
-			return refuse(audit.RefusedHalfPlace, "the KMS and the path of the key belong together: name both, or neither")
+			return refusal.New(refusal.Invalid, audit.RefusedHalfPlace, "the KMS and the path of the key belong together: name both, or neither")
 		}
 		event.Time = e.now()
 		if err := e.db.LockArrivals(ctx, nil, []id.UserID{request.UserID}); err != nil {
@@ -80,7 +84,7 @@ func (e *Engine) asChange(ctx context.Context, request RotateRequest, actor audi
 	}
 	place, ok, err := e.db.LastPlace(ctx, request.UserID, change.Secret)
 	if err == nil && !ok {
-		err = refuse(audit.RefusedUnknownPlace, "%s had no rotation yet, so it is not known where his key is: name the KMS and the path (--kms, --path), as the device's account file has them", request.UserID)
+		err = refusal.New(refusal.Conflict, audit.RefusedUnknownPlace, "%s had no rotation yet, so it is not known where his key is: name the KMS and the path (--kms, --path), as the device's account file has them", request.UserID)
 	}
 	change.KMS.Name, change.KMS.Path = place.KMS, place.Path
 	return change, err
@@ -89,14 +93,14 @@ func (e *Engine) asChange(ctx context.Context, request RotateRequest, actor audi
 // Include lifts an exclusion: the device gets the key with the next word to the user's managed device.
 func (e *Engine) Include(ctx context.Context, user id.UserID, device id.DeviceID, actor audit.Actor) error {
 	event := audit.Event{Actor: actor, Action: audit.ExclusionLifted, Subject: audit.OfDevice(user, device), Outcome: audit.Accepted}
-	return e.asked(ctx, &event, func(ctx context.Context) error {
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		event.Time = e.now()
 		lifted, err := e.db.Include(ctx, user, device)
 		if err != nil {
 			return err
 		}
 		if !lifted {
-			return refuse(audit.RefusedAlreadySo, "%s of %s is not excluded: %w", device, user, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "%s of %s is not excluded: %w", device, user, ErrNotPossible)
 		}
 		return e.db.Append(ctx, event)
 	})
@@ -106,7 +110,7 @@ func (e *Engine) Include(ctx context.Context, user id.UserID, device id.DeviceID
 func (e *Engine) Repeat(ctx context.Context, rotationID uuid.UUID, actor audit.Actor) error {
 	return e.change(ctx, rotationID, audit.RepeatAsked, actor, func(ctx context.Context, r postgres.Rotation) error {
 		if !r.Facts.Pushed || r.Facts.State == rotation.Superseded {
-			return refuse(audit.RefusedNotPushed, "rotation %s is %s: %w: only the key that was pushed last can be pushed again", r.ID, r.Facts.State, ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedNotPushed, "rotation %s is %s: %w: only the key that was pushed last can be pushed again", r.ID, r.Facts.State, ErrNotPossible)
 		}
 		now := e.now()
 		if err := e.db.AskRepeat(ctx, r.ID, now); err != nil {

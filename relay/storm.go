@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -58,7 +59,7 @@ func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Acto
 			return err
 		}
 		if len(held) == 0 || len(held) < len(keys) {
-			return refuse(audit.RefusedNotHeld, "%d of these %d rotations are held: %w: `keyherald rotations list --open` shows them", len(held), len(keys), ErrNotPossible)
+			return refusal.New(refusal.Conflict, audit.RefusedNotHeld, "%d of these %d rotations are held: %w: `keyherald rotations list --open` shows them", len(held), len(keys), ErrNotPossible)
 		}
 		events := make([]audit.Event, len(held))
 		for i, r := range held {
@@ -69,7 +70,7 @@ func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Acto
 		}
 		return e.db.Notify(ctx, WorkChannel, "")
 	})
-	if errors.As(err, &refused{}) {
+	if _, _, no := refusal.Of(err); no {
 		return 0, e.releaseRefused(ctx, keys, held, actor, err)
 	} else if err != nil {
 		return 0, err
@@ -80,14 +81,14 @@ func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Acto
 // releaseRefused tells of each rotation that was named why it was not released. That nothing is held is no error where
 // all were meant.
 func (e *Engine) releaseRefused(ctx context.Context, keys []uuid.UUID, held []postgres.Rotation, actor audit.Actor, no error) error {
-	refusal := audit.Event{Time: e.now(), Actor: actor, Action: audit.RotationReleased, Subject: audit.OfRotations(), Outcome: audit.Refused,
+	of := audit.Event{Time: e.now(), Actor: actor, Action: audit.RotationReleased, Subject: audit.OfRotations(), Outcome: audit.Refused,
 		Detail: audit.Detail{audit.Word("refusal", audit.RefusedNotHeld)}}
 	if len(keys) == 0 {
-		return e.db.Append(ctx, refusal)
+		return e.db.Append(ctx, of)
 	}
 	var events []audit.Event
 	for _, key := range keys {
-		event := refusal
+		event := of
 		event.Rotation = key
 		r, ok, err := e.db.Rotation(ctx, key)
 		switch {

@@ -1,0 +1,41 @@
+// Package enforce is the company's will at work: who must be covered (roster), what rules run by themselves (policies), and
+// how a company is moved (campaigns). It asks relay for rotations, one transaction per step with its audit events, and
+// leaves the rules to the pure rooms beside it. Rows are the truth: every step locks its row and looks again.
+package enforce
+
+import (
+	"errors"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/relay"
+)
+
+// Config is what an Enforcer stands on.
+type Config struct {
+	DB     *postgres.DB
+	Engine *relay.Engine
+	Now    func() time.Time
+	Log    zerolog.Logger
+}
+
+// Enforcer holds no state of its own.
+type Enforcer struct {
+	db     *postgres.DB
+	engine *relay.Engine
+	now    func() time.Time
+	log    zerolog.Logger
+}
+
+// New makes an Enforcer.
+func New(config Config) (*Enforcer, error) {
+	if config.DB == nil || config.Engine == nil {
+		return nil, errors.New("enforce: database and engine are needed")
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	return &Enforcer{db: config.DB, engine: config.Engine, now: config.Now, log: config.Log}, nil
+}
