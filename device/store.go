@@ -24,6 +24,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/keyherald/keyherald/backup/backupkey"
+	"github.com/keyherald/keyherald/internal/atomicfile"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -40,22 +41,17 @@ type store struct {
 	pickleKey []byte
 }
 
-// loadPickleKey reads the file that seals everything, or makes it where there is none yet.
+// loadPickleKey reads the file that seals everything, or makes it where there is none yet. Two processes may begin at once:
+// the key is whole before it has its name, and whoever comes second takes the first one's.
 func loadPickleKey(path string) ([]byte, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		key := make([]byte, 32)
-		if _, err := rand.Read(key); err != nil {
-			return nil, fmt.Errorf("making the pickle key: %w", err)
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, fmt.Errorf("making the pickle key's directory: %w", err)
-		}
-		if err := writeNew(path, base64.RawStdEncoding.EncodeToString(key)+"\n"); err != nil {
+		if err := makePickleKey(path); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("writing the pickle key: %w", err)
 		}
-		return key, nil
-	} else if err != nil {
+		raw, err = os.ReadFile(path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading the pickle key: %w", err)
 	}
 	key, err := base64.RawStdEncoding.DecodeString(strings.TrimSpace(string(raw)))
@@ -63,6 +59,24 @@ func loadPickleKey(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is not a pickle key (32 bytes or more in unpadded base64): remove it to have one made, or restore the right one", path)
 	}
 	return key, nil
+}
+
+func makePickleKey(path string) error {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := atomicfile.Create(path, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(base64.RawStdEncoding.EncodeToString(key) + "\n"); err != nil {
+		return errors.Join(err, f.Abort())
+	}
+	return f.Commit(false)
 }
 
 // writeNew writes a secret 0600 and never over an existing file.
