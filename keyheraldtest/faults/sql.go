@@ -13,7 +13,8 @@ import (
 
 // Connector lets every connection of the database write past the recorder. The points are each write outside of a
 // transaction, each COMMIT of a transaction that wrote, and in each such transaction the statement in its middle.
-// After a fault the connection is dead, as it is when a network breaks.
+// After a fault the connection is dead, as it is when a network breaks. A prepared statement is the same write each time
+// that it is executed; to prepare it writes nothing.
 //
 // name begins the labels. The driver must know the context-taking interfaces, as lib/pq and modernc.org/sqlite do.
 func (r *Recorder) Connector(name string, to driver.Connector) driver.Connector {
@@ -41,6 +42,7 @@ type connector struct {
 type under interface {
 	driver.Conn
 	driver.ConnBeginTx
+	driver.ConnPrepareContext
 	driver.ExecerContext
 	driver.QueryerContext
 	driver.Pinger
@@ -77,11 +79,6 @@ func (c *conn) CheckNamedValue(value *driver.NamedValue) error {
 	return driver.ErrSkip
 }
 
-// Prepare refuses: what a prepared statement writes would pass unseen, and the product prepares none.
-func (c *conn) Prepare(string) (driver.Stmt, error) {
-	return nil, errors.New("faults: prepared statements are not watched")
-}
-
 func (c *conn) IsValid() bool { return !c.dead && c.under.IsValid() }
 
 func (c *conn) ResetSession(ctx context.Context) error {
@@ -111,11 +108,20 @@ func (c *conn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx
 }
 
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return c.exec(query, func() (driver.Result, error) { return c.under.ExecContext(ctx, query, args) })
+}
+
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return c.query(query, func() (driver.Rows, error) { return c.under.QueryContext(ctx, query, args) })
+}
+
+// exec lets a statement past the recorder that do executes.
+func (c *conn) exec(query string, do func() (driver.Result, error)) (driver.Result, error) {
 	mode, err := c.before(query)
 	if err != nil {
 		return nil, err
 	}
-	result, err := c.under.ExecContext(ctx, query, args)
+	result, err := do()
 	if err != nil {
 		return nil, err
 	}
@@ -128,12 +134,13 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	return result, nil
 }
 
-func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+// query is exec of a statement with rows.
+func (c *conn) query(query string, do func() (driver.Rows, error)) (driver.Rows, error) {
 	mode, err := c.before(query)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := c.under.QueryContext(ctx, query, args)
+	rows, err := do()
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +158,49 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 		c.tx.wrote(query)
 	}
 	return rows, nil
+}
+
+// Prepare is there for the interface: database/sql calls PrepareContext.
+func (c *conn) Prepare(query string) (driver.Stmt, error) {
+	return c.PrepareContext(context.Background(), query)
+}
+
+func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if c.dead {
+		return nil, ErrInjected
+	}
+	prepared, err := c.under.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	below, ok := prepared.(underStmt)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("faults: statements of %T cannot be watched", prepared), prepared.Close())
+	}
+	return &stmt{underStmt: below, conn: c, text: query}, nil
+}
+
+// underStmt is what both drivers' prepared statements can. They have no conversions of their own: those of the connection
+// (CheckNamedValue) are theirs.
+type underStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// stmt is prepared on one connection.
+type stmt struct {
+	underStmt
+	conn *conn
+	text string
+}
+
+func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.exec(s.text, func() (driver.Result, error) { return s.underStmt.ExecContext(ctx, args) })
+}
+
+func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.conn.query(s.text, func() (driver.Rows, error) { return s.underStmt.QueryContext(ctx, args) })
 }
 
 // before counts a statement that writes and fails it if it is its turn.
