@@ -12,6 +12,15 @@ import (
 	"github.com/keyherald/keyherald/audit"
 )
 
+// Most transactions append one event, for which arrays cost more than they are worth. It reads no table, so no plan of it
+// grows old.
+const appendEvent = `WITH event AS (INSERT INTO audit_event (id, body) VALUES ($1, $2))
+	INSERT INTO audit_detail (event_id, salt, detail) VALUES ($1, $3, $4)`
+
+const appendEvents = `WITH fresh AS (SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[]) AS fresh (id, body, salt, detail)),
+		event AS (INSERT INTO audit_event (id, body) SELECT id, body FROM fresh)
+	INSERT INTO audit_detail (event_id, salt, detail) SELECT id, salt, detail FROM fresh`
+
 // Append writes events into the log, in the transaction of their effects.
 func (db *DB) Append(ctx context.Context, events ...audit.Event) error {
 	_, err := db.AppendAll(ctx, events)
@@ -31,10 +40,12 @@ func (db *DB) AppendAll(ctx context.Context, events []audit.Event) ([]uuid.UUID,
 		}
 		ids[i], bodies[i], salts[i], details[i] = sealed.ID, sealed.Body, sealed.Salt, sealed.Detail
 	}
-	_, err := db.Exec(ctx, `WITH fresh AS (SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[]) AS fresh (id, body, salt, detail)),
-			event AS (INSERT INTO audit_event (id, body) SELECT id, body FROM fresh)
-		INSERT INTO audit_detail (event_id, salt, detail) SELECT id, salt, detail FROM fresh`,
-		pq.Array(ids), pq.Array(bodies), pq.Array(salts), pq.Array(details))
+	var err error
+	if len(events) == 1 {
+		_, err = db.appending.exec(ctx, db.Database, ids[0], bodies[0], salts[0], details[0])
+	} else {
+		_, err = db.Exec(ctx, appendEvents, pq.Array(ids), pq.Array(bodies), pq.Array(salts), pq.Array(details))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("appending to the audit log: %w", err)
 	}

@@ -25,7 +25,8 @@ const maxConns = 20
 // DB is the server's database. Its methods join the transaction that Txn put into the context.
 type DB struct {
 	*dbutil.Database
-	url string
+	url       string
+	appending prepared
 }
 
 // Open connects; it changes nothing.
@@ -55,11 +56,14 @@ func OpenWith(ctx context.Context, raw *sql.DB, url string) (*DB, error) {
 	wrapped.Owner = "keyherald"
 	wrapped.VersionTable = "keyherald_version"
 	wrapped.UpgradeTable = dbutil.BuildUpgradeTable().WithFSPath(upgradeFiles, "upgrades").Finish()
-	return &DB{Database: wrapped, url: url}, nil
+	return &DB{Database: wrapped, url: url, appending: prepared{query: appendEvent}}, nil
 }
 
 // Txn runs fn in a transaction; within one it joins it.
 func (db *DB) Txn(ctx context.Context, fn func(ctx context.Context) error) error {
+	if _, within := db.Execable(ctx).(*dbutil.LoggingTxn); !within {
+		db.appending.make(ctx, db.RawDB)
+	}
 	return db.DoTxn(ctx, nil, fn)
 }
 
