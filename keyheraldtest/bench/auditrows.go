@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
+	"go.mau.fi/util/dbutil"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyherald/keyherald/audit"
@@ -160,8 +162,12 @@ func (s *sealedLog) whole(ctx context.Context) error {
 	return nil
 }
 
-// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and a chain.
-type plainLog struct{ database }
+// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and a chain. Its
+// statements are prepared as the log's is: the chain above all would be slower without, since its head stays locked meanwhile.
+type plainLog struct {
+	database
+	inserting, heading, chaining *sql.Stmt
+}
 
 func newPlain(ctx context.Context, cluster *keyheraldtest.Postgres) (*plainLog, error) {
 	made, err := cluster.NewDatabase(ctx)
@@ -176,7 +182,25 @@ func newPlain(ctx context.Context, cluster *keyheraldtest.Postgres) (*plainLog, 
 		CREATE TABLE detail (event_id UUID PRIMARY KEY REFERENCES event (id), salt BYTEA NOT NULL, detail BYTEA NOT NULL);
 		CREATE TABLE chained (id UUID PRIMARY KEY, body BYTEA NOT NULL, salt BYTEA NOT NULL, detail BYTEA NOT NULL, hash BYTEA NOT NULL);
 		CREATE TABLE head (one INTEGER PRIMARY KEY, hash BYTEA NOT NULL); INSERT INTO head VALUES (1, sha256(''))`)
-	return &plainLog{database{made.Name, db}}, err
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	p := &plainLog{database: database{made.Name, db}}
+	for _, statement := range []struct {
+		to    **sql.Stmt
+		query string
+	}{
+		{&p.inserting, `WITH fresh AS (INSERT INTO event (id, body) VALUES ($1, $2))
+			INSERT INTO detail (event_id, salt, detail) VALUES ($1, $3, $4)`},
+		{&p.heading, `SELECT hash FROM head FOR UPDATE`},
+		{&p.chaining, `WITH fresh AS (INSERT INTO chained (id, body, salt, detail, hash) VALUES ($1, $2, $3, $4, $5))
+			UPDATE head SET hash = $5`},
+	} {
+		if *statement.to, err = db.RawDB.PrepareContext(ctx, statement.query); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
+	return p, nil
 }
 
 func (p *plainLog) insert(ctx context.Context) error {
@@ -185,8 +209,7 @@ func (p *plainLog) insert(ctx context.Context) error {
 		return err
 	}
 	return p.db.Txn(ctx, func(ctx context.Context) error {
-		_, err := p.db.Exec(ctx, `WITH fresh AS (INSERT INTO event (id, body) VALUES ($1, $2))
-			INSERT INTO detail (event_id, salt, detail) VALUES ($1, $3, $4)`, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail)
+		_, err := p.prepared(ctx, p.inserting).ExecContext(ctx, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail)
 		return err
 	})
 }
@@ -198,14 +221,18 @@ func (p *plainLog) chain(ctx context.Context) error {
 	}
 	return p.db.Txn(ctx, func(ctx context.Context) error {
 		var head []byte
-		if err := p.db.QueryRow(ctx, `SELECT hash FROM head FOR UPDATE`).Scan(&head); err != nil {
+		if err := p.prepared(ctx, p.heading).QueryRowContext(ctx).Scan(&head); err != nil {
 			return err
 		}
 		hash := sha256.Sum256(append(head, sealed.Body...))
-		_, err := p.db.Exec(ctx, `WITH fresh AS (INSERT INTO chained (id, body, salt, detail, hash) VALUES ($1, $2, $3, $4, $5))
-			UPDATE head SET hash = $5`, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail, hash[:])
+		_, err := p.prepared(ctx, p.chaining).ExecContext(ctx, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail, hash[:])
 		return err
 	})
+}
+
+// prepared is a statement in the context's transaction.
+func (p *plainLog) prepared(ctx context.Context, statement *sql.Stmt) *sql.Stmt {
+	return p.db.Execable(ctx).(*dbutil.LoggingTxn).UnderlyingTx.StmtContext(ctx, statement)
 }
 
 // sealBacklog is how many events are sealed at once.
