@@ -162,8 +162,9 @@ func (s *sealedLog) whole(ctx context.Context) error {
 	return nil
 }
 
-// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and a chain. Its
-// statements are prepared as the log's is: the chain above all would be slower without, since its head stays locked meanwhile.
+// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and the same with a
+// hash chain over them, whose events have the place that a reader walks it by. The statements are prepared as the log's is:
+// the chain above all would be slower without, since its head stays locked meanwhile.
 type plainLog struct {
 	database
 	inserting, heading, chaining *sql.Stmt
@@ -180,8 +181,9 @@ func newPlain(ctx context.Context, cluster *keyheraldtest.Postgres) (*plainLog, 
 	}
 	_, err = db.Exec(ctx, `CREATE TABLE event (id UUID PRIMARY KEY, body BYTEA NOT NULL);
 		CREATE TABLE detail (event_id UUID PRIMARY KEY REFERENCES event (id), salt BYTEA NOT NULL, detail BYTEA NOT NULL);
-		CREATE TABLE chained (id UUID PRIMARY KEY, body BYTEA NOT NULL, salt BYTEA NOT NULL, detail BYTEA NOT NULL, hash BYTEA NOT NULL);
-		CREATE TABLE head (one INTEGER PRIMARY KEY, hash BYTEA NOT NULL); INSERT INTO head VALUES (1, sha256(''))`)
+		CREATE TABLE chained (id UUID PRIMARY KEY, body BYTEA NOT NULL, place BIGINT NOT NULL UNIQUE, hash BYTEA NOT NULL);
+		CREATE TABLE chained_detail (event_id UUID PRIMARY KEY REFERENCES chained (id), salt BYTEA NOT NULL, detail BYTEA NOT NULL);
+		CREATE TABLE head (one INTEGER PRIMARY KEY, place BIGINT NOT NULL, hash BYTEA NOT NULL); INSERT INTO head VALUES (1, 0, sha256(''))`)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -192,9 +194,10 @@ func newPlain(ctx context.Context, cluster *keyheraldtest.Postgres) (*plainLog, 
 	}{
 		{&p.inserting, `WITH fresh AS (INSERT INTO event (id, body) VALUES ($1, $2))
 			INSERT INTO detail (event_id, salt, detail) VALUES ($1, $3, $4)`},
-		{&p.heading, `SELECT hash FROM head FOR UPDATE`},
-		{&p.chaining, `WITH fresh AS (INSERT INTO chained (id, body, salt, detail, hash) VALUES ($1, $2, $3, $4, $5))
-			UPDATE head SET hash = $5`},
+		{&p.heading, `SELECT place, hash FROM head FOR UPDATE`},
+		{&p.chaining, `WITH fresh AS (INSERT INTO chained (id, body, place, hash) VALUES ($1, $2, $5, $6)),
+				detail AS (INSERT INTO chained_detail (event_id, salt, detail) VALUES ($1, $3, $4))
+			UPDATE head SET place = $5, hash = $6`},
 	} {
 		if *statement.to, err = db.RawDB.PrepareContext(ctx, statement.query); err != nil {
 			return nil, errors.Join(err, db.Close())
@@ -220,12 +223,13 @@ func (p *plainLog) chain(ctx context.Context) error {
 		return err
 	}
 	return p.db.Txn(ctx, func(ctx context.Context) error {
+		var place int64
 		var head []byte
-		if err := p.prepared(ctx, p.heading).QueryRowContext(ctx).Scan(&head); err != nil {
+		if err := p.prepared(ctx, p.heading).QueryRowContext(ctx).Scan(&place, &head); err != nil {
 			return err
 		}
 		hash := sha256.Sum256(append(head, sealed.Body...))
-		_, err := p.prepared(ctx, p.chaining).ExecContext(ctx, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail, hash[:])
+		_, err := p.prepared(ctx, p.chaining).ExecContext(ctx, sealed.ID, sealed.Body, sealed.Salt, sealed.Detail, place+1, hash[:])
 		return err
 	})
 }
