@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -26,6 +27,11 @@ type Worker interface {
 	Sent(ctx context.Context, keys []string, refusal string) error
 }
 
+// Speaker is what says things in rooms while this replica holds the lease: notice's Session. It runs until ctx ends.
+type Speaker interface {
+	Run(ctx context.Context)
+}
+
 // BotConfig is what a Bot stands on. NewWorker is called once per lease with the endpoint of that lease.
 type BotConfig struct {
 	HomeserverURL string
@@ -39,6 +45,11 @@ type BotConfig struct {
 	Host      audit.HostName
 	DB        *postgres.DB
 	NewWorker func(*todevice.Endpoint) Worker
+	// NewSpeaker, where it is there, is called once per lease with the client of the bot's device, and with what fails a
+	// transaction when the lease is lost.
+	NewSpeaker func(client *mautrix.Client, fence func(ctx context.Context) error) Speaker
+	// Transport carries the bot's requests; nil is Go's own.
+	Transport http.RoundTripper
 	Log       zerolog.Logger
 }
 
@@ -162,6 +173,10 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	loops.Go(func() { b.work(ctx, worker) })
 	loops.Go(func() { b.send(ctx, endpoint, worker) })
 	loops.Go(func() { b.remember(ctx, client) })
+	if b.config.NewSpeaker != nil {
+		speaker := b.config.NewSpeaker(client, func(ctx context.Context) error { return b.fence(ctx, epoch) })
+		loops.Go(func() { speaker.Run(ctx) })
+	}
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
@@ -235,6 +250,9 @@ func (b *Bot) unnamed() (*mautrix.Client, error) {
 		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
+	if b.config.Transport != nil {
+		client.Client = &http.Client{Transport: b.config.Transport, Timeout: client.Client.Timeout}
+	}
 	return client, nil
 }
 

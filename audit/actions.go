@@ -80,4 +80,9 @@ const (
 	RecoveryKeyReplaced   Action = "recovery_key.replaced"
 	DeviceVerified        Action = "device.verified"
 	AccountEnded          Action = "account.ended"
+	RoomCreated           Action = "room.created"
+	RoomInvited           Action = "room.invited"
+	RoomMemberRemoved     Action = "room.member_removed"
+	NoticeQueued          Action = "notice.queued"
+	NoticeSent            Action = "notice.sent"
 )

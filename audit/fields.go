@@ -47,14 +47,14 @@ const (
 
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
-	uuid.UUID | id.UserID | id.DeviceID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
+	uuid.UUID | id.UserID | id.DeviceID | id.RoomID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
 		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
 // `unrecognized`: a device of another version may use others, and what a device writes is not ours.
 type Vocabulary interface {
-	Refusal | Problem | Message | Command | Format | Ignored | Handshake | Secret | ActReason | Outcome | protocol.Refusal | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
+	Refusal | Problem | Message | NoticeAbout | Command | Format | Ignored | Handshake | Secret | ActReason | Outcome | protocol.Refusal | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
 		protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold | rotation.Reason | msc4385.Form
 }
 
@@ -83,6 +83,8 @@ func identifierText(value any) string {
 		return userText(v)
 	case id.DeviceID:
 		return deviceIDText(v)
+	case id.RoomID:
+		return shown(string(v), maxIdentifier)
 	case id.KeyBackupVersion:
 		return shown(string(v), 64)
 	case SourceName:

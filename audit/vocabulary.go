@@ -40,6 +40,8 @@ var (
 	state         = word("state", "the state that the rotation is in from now on", states...)
 	reason        = of("reason", aText, "what the admin wrote as his reason")
 	botDevice     = of("device", anIdentifier, "the bot's device")
+	room          = of("room", anIdentifier, "the room's id")
+	notice        = of("notice", anIdentifier, "the notice's id, which is its transaction id at the homeserver and stands in the message")
 	drift         = word("drift", "how the world is not as Keyherald left it", drifts...)
 	statusFields  = []field{report, backupVersion, keyOfBackup,
 		of("holds_key", aFlag, "whether the device holds the private key of the version"),
@@ -203,6 +205,19 @@ var vocabulary = []entry{
 	{MessageRefused, "The homeserver refused a message of the bot's, other than a trigger, for good.",
 		[]Role{Relay}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedByHomeserver),
 			word("message", "what it was about", MessageEnrollmentAnswer, MessageRevoked, MessageCancel, MessageGreeting, MessageStoreWentBack, MessageNewSession, MessageRepeat)}},
+
+	// What the bot says in rooms. It reads nothing there.
+	{RoomCreated, "The bot has a room for a user, or the admin room.",
+		[]Role{Relay}, []kindOfSubject{aUser, theAdmins}, ofNone, []Outcome{Accepted}, []field{room, of("found", aFlag, "yes where it had been made before, and the answer or the row was lost")}},
+	{RoomInvited, "The bot invites somebody to the admin room, or a user who had left to his room. Told before it is done.",
+		[]Role{Relay}, []kindOfSubject{aUser}, ofNone, []Outcome{Accepted}, []field{room}},
+	{RoomMemberRemoved, "The bot removes somebody from the admin room whom the configuration does not name. Told before it is done.",
+		[]Role{Relay}, []kindOfSubject{aUser}, ofNone, []Outcome{Accepted}, []field{room}},
+	{NoticeQueued, "A notice for a user, or for the admin room, is to be sent. Its text is not in the log.",
+		[]Role{Relay}, []kindOfSubject{aUser, theAdmins}, maybe, []Outcome{Accepted},
+		[]field{notice, word("about", "what it is about; the last three are for the admin room", NoticeKeyGiven, NoticeDevicesWithout, NoticeUserMustAct, NoticeKeyNotReplaced, NoticeServerStarted, NoticeStatus, NoticeCampaign)}},
+	{NoticeSent, "The homeserver took a notice, or it is given up.",
+		[]Role{Relay}, []kindOfSubject{aUser, theAdmins}, maybe, yesNo, []field{because(RefusedByHomeserver, RefusedUserLeft, RefusedTooLate), notice, room}},
 
 	// The bot and the server.
 	{TriggersFrozen, "All triggers were stopped.", people, []kindOfSubject{theTriggers}, ofNone, yesNo, []field{because(RefusedAlreadySo)}},

@@ -97,6 +97,7 @@ const (
 	theRotations kindOfSubject = "`rotations`"
 	theIntake    kindOfSubject = "`intake`"
 	theMessages  kindOfSubject = "`messages`"
+	theAdmins    kindOfSubject = "`admins`"
 )
 
 func (k kindOfSubject) subject() Subject { return Subject{k, strings.Trim(string(k), "`")} }
@@ -149,6 +150,9 @@ func OfIntake() Subject { return theIntake.subject() }
 
 // OfMessages are the to-device messages that the bot gets.
 func OfMessages() Subject { return theMessages.subject() }
+
+// OfAdmins are those in the admin room.
+func OfAdmins() Subject { return theAdmins.subject() }
 
 // userText shows what is no user id as its fingerprint.
 func userText(user id.UserID) string {

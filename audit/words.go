@@ -60,6 +60,8 @@ const (
 const (
 	RefusedByHomeserver Refusal = "the_homeserver_refused"
 	RefusedNoOneTimeKey Refusal = "no_one_time_key"
+	RefusedUserLeft     Refusal = "user_left_the_room"
+	RefusedTooLate      Refusal = "too_late"
 )
 
 // Why what an admin or operator asked for is refused.
@@ -135,6 +137,20 @@ const (
 	MessageStoreWentBack    Message = "went_back"
 	MessageNewSession       Message = "unwedge"
 	MessageRepeat           Message = "repeat"
+)
+
+// NoticeAbout is what a notice in one of the bot's rooms is about.
+type NoticeAbout string
+
+// What users are told, and then what the admin room is.
+const (
+	NoticeKeyGiven       NoticeAbout = "key_given"
+	NoticeDevicesWithout NoticeAbout = "devices_without_key"
+	NoticeUserMustAct    NoticeAbout = "user_must_act"
+	NoticeKeyNotReplaced NoticeAbout = "key_not_replaced"
+	NoticeServerStarted  NoticeAbout = "server_started"
+	NoticeStatus         NoticeAbout = "status"
+	NoticeCampaign       NoticeAbout = "campaign"
 )
 
 // Command is by which command the log was read or exported.

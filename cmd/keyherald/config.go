@@ -46,6 +46,8 @@ type config struct {
 	// AckTimeout is how long a device may take to accept a trigger before another device of the user is tried.
 	AckTimeout time.Duration `yaml:"ack_timeout"`
 	Storm      stormConfig   `yaml:"storm"`
+	// Matrix is what the bot says in rooms.
+	Matrix matrixConfig `yaml:"matrix"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -128,7 +130,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
+	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Matrix: defaultMatrix(), Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -183,6 +185,9 @@ func (c config) validate() error {
 		}
 	}
 	if err := c.Audit.validate(c.Development, c.Database.SignerURLFile); err != nil {
+		return err
+	}
+	if err := c.Matrix.validate(c.Bot.UserID); err != nil {
 		return err
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {

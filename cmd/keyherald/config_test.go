@@ -59,6 +59,10 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a KMS nobody knows", "type: setec", "type: paper", "kms.corporate.type"},
 		{"a look at the KMS too often", "interval: 15m", "interval: 1s", "kms.corporate.reconcile.interval"},
 		{"a place that is everybody's", "path: keyherald/{user}/backup-key", "path: keyherald/key", "kms.corporate.reconcile.path"},
+		{"a notice when nobody knows", "send: on_problem", "send: sometimes", "matrix.notices.send is \"sometimes\""},
+		{"a flood of rooms", "rooms_per_minute: 10", "rooms_per_minute: 100000", "matrix.notices.rooms_per_minute is 100000"},
+		{"an admin of another homeserver", "  #admin_room: {invite: [\"@admin:example.org\"]}", "  admin_room: {invite: [\"@admin:example.com\"]}", "matrix.admin_room.invite has \"@admin:example.com\""},
+		{"the bot among the admins", "  #admin_room: {invite: [\"@admin:example.org\"]}", "  admin_room: {invite: [\"@keyherald:example.org\"]}", "who is the bot"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}
 	for _, test := range tests {

@@ -21,6 +21,7 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
 	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/audit/signer"
@@ -124,10 +125,21 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return err
 	}
 	host, _ := os.Hostname()
+	notices, err := newNotices(c, db, log)
+	if err != nil {
+		return err
+	}
+	var speaker func(*mautrix.Client, func(ctx context.Context) error) appservice.Speaker
+	if notices != nil {
+		speaker = func(client *mautrix.Client, fence func(ctx context.Context) error) appservice.Speaker {
+			return notices.Session(client, fence)
+		}
+	}
 	bot, err := appservice.NewBot(appservice.BotConfig{
 		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Login: c.Bot.Login, Identity: identity, PickleKey: pickleKey,
 		Holder: host + "/" + uuid.NewString(), Host: hostName(), DB: db, Log: log,
-		NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
+		NewWorker:  func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
+		NewSpeaker: speaker,
 	})
 	if err != nil {
 		return err
@@ -153,7 +165,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := started(ctx, db, c, identity); err != nil {
+	if err := started(ctx, db, c, identity, notices); err != nil {
 		return errors.Join(err, listener.Close())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -194,7 +206,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		}
 	})
 	parts.Go(func() {
-		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() }); err != nil {
+		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake(); notices.Wake() }); err != nil {
 			cancel(err)
 		}
 	})

@@ -7,13 +7,16 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/notice"
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// started audits that a replica starts, and with what: names alone, no addresses and no secrets.
-func started(ctx context.Context, db *postgres.DB, c config, identity appservice.Identity) error {
+// started audits that a replica starts, and with what: names alone, no addresses and no secrets. The admin room is told as well.
+func started(ctx context.Context, db *postgres.DB, c config, identity appservice.Identity, notices *notice.Notices) error {
 	var sources []audit.SourceName
 	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
 		sources = append(sources, audit.SourceName(name))
@@ -32,7 +35,12 @@ func started(ctx context.Context, db *postgres.DB, c config, identity appservice
 		}
 		detail = append(detail, audit.ID("log", audit.LogName(c.Audit.Name)), audit.IDs("sinks", sinks))
 	}
-	return db.Append(ctx, serverEvent(audit.ServerStarted, audit.Accepted, detail))
+	return db.Txn(ctx, func(ctx context.Context) error {
+		if err := db.Append(ctx, serverEvent(audit.ServerStarted, audit.Accepted, detail)); err != nil {
+			return err
+		}
+		return notices.TellAdmins(ctx, "started/"+uuid.NewString(), audit.NoticeServerStarted, notice.Started(string(softwareVersion()), string(hostName())))
+	})
 }
 
 // stopped audits that a replica ends: in order, or because of why.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/appservice"
@@ -21,6 +22,7 @@ import (
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
 	"github.com/keyherald/keyherald/msc4385"
+	"github.com/keyherald/keyherald/notice"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
@@ -53,6 +55,9 @@ type world struct {
 	deviceNow func() time.Time
 	// sealed is for a server whose audit log is to be signed.
 	sealed bool
+	// says is what the bot says in rooms; without a database it says nothing. notices is that of the running server.
+	says    notice.Config
+	notices *notice.Notices
 }
 
 // newWorld is a world with its server running until the test ends.
@@ -99,7 +104,16 @@ func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay
 	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Sealed: w.sealed, Log: log})
 	check(t, err)
-	bot, err := appservice.NewBot(appservice.BotConfig{HomeserverURL: homeserver, ASToken: w.asToken, Identity: w.identity, PickleKey: make([]byte, 32),
+	var speaker func(*mautrix.Client, func(ctx context.Context) error) appservice.Speaker
+	if says := w.says; says.DB != nil {
+		says.Bot, says.Now, says.Log = w.identity.UserID, w.clock.Now, log
+		w.notices, err = notice.New(says)
+		check(t, err)
+		speaker = func(client *mautrix.Client, fence func(ctx context.Context) error) appservice.Speaker {
+			return w.notices.Session(client, fence)
+		}
+	}
+	bot, err := appservice.NewBot(appservice.BotConfig{NewSpeaker: speaker, HomeserverURL: homeserver, ASToken: w.asToken, Identity: w.identity, PickleKey: make([]byte, 32),
 		Holder: "test", DB: db, Log: log, NewWorker: func(endpoint *todevice.Endpoint) appservice.Worker {
 			w.endpoint.Store(endpoint)
 			return engine.Session(endpoint)

@@ -163,6 +163,11 @@ BEGIN
 		WHEN 'message.undecryptable' THEN format('A message of %s could not be decrypted.', subject)
 		WHEN 'message.unusable' THEN format('A message of %s cannot be acted on: %s.', actor, why)
 		WHEN 'message.refused_by_homeserver' THEN format('The homeserver refused a message of the bot''s for good: %s.', COALESCE(known ->> 'message', gone))
+		WHEN 'room.created' THEN CASE known ->> 'found' WHEN 'true' THEN format('The bot found its room for %s again.', subject) ELSE format('The bot made a room for %s.', subject) END
+		WHEN 'room.invited' THEN format('The bot invited %s to a room.', subject)
+		WHEN 'room.member_removed' THEN format('The bot removed %s from the admin room.', subject)
+		WHEN 'notice.queued' THEN format('A notice for %s is to be sent: %s.', subject, COALESCE(known ->> 'about', gone))
+		WHEN 'notice.sent' THEN CASE outcome WHEN 'refused' THEN format('A notice for %s was not sent: %s.', subject, why) ELSE format('A notice for %s was sent.', subject) END
 		WHEN 'triggers.frozen' THEN who || ' stopped all triggers.'
 		WHEN 'triggers.thawed' THEN who || ' let triggers go again.'
 		WHEN 'server.started' THEN format('%s started a server, version %s.', who, COALESCE(known ->> 'software_version', gone))

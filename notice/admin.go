@@ -1,0 +1,110 @@
+package notice
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// Status is how things stand, as the admin room is told: what somebody may have to act on, and nothing that changes with
+// every rotation.
+type Status struct {
+	// Attention counts the open rotations that need somebody, by cause.
+	Attention map[string]int `json:"attention,omitempty"`
+	Held      int            `json:"held,omitempty"`
+	// Failed counts the rotations that came to nothing.
+	Failed int `json:"failed,omitempty"`
+	// NeedEnrollment counts the managed devices that are not trusted any more.
+	NeedEnrollment int `json:"need_enrollment,omitempty"`
+	// Frozen is who stopped all triggers, empty while they go.
+	Frozen string `json:"frozen,omitempty"`
+	// Unsigned is set where events of the audit log have waited too long for the signer.
+	Unsigned bool `json:"unsigned,omitempty"`
+}
+
+// DigestEvery is how long the admin room is left alone after it was told how things stand. Being stopped is told at once.
+const DigestEvery = 10 * time.Minute
+
+// UnsignedAfter is for how long an event may wait for its checkpoint until the admin room is told.
+const UnsignedAfter = 10 * time.Minute
+
+func (s Status) same(t Status) bool {
+	return maps.Equal(s.Attention, t.Attention) && s.Held == t.Held && s.Failed == t.Failed && s.NeedEnrollment == t.NeedEnrollment && s.Frozen == t.Frozen && s.Unsigned == t.Unsigned
+}
+
+// Digest is what the admin room is told of how things stand now, if anything, where told is what it was told before. What was
+// never told of is measured against a world in which all is well.
+func Digest(told, now Status, toldAt, at time.Time) (Text, bool) {
+	if told.same(now) || (told.Frozen == now.Frozen && at.Sub(toldAt) < DigestEvery) {
+		return Text{}, false
+	}
+	text := Text{Title: "How things stand"}
+	switch {
+	case told.Frozen == now.Frozen:
+	case now.Frozen != "":
+		text.Title = "All triggers are stopped"
+		text.Parts = append(text.Parts, Part{Says: "Stopped by " + Foreign(now.Frozen) + ". Notifications are still taken, and wait; keyherald thaw lets triggers go again."})
+	default:
+		text.Title = "Triggers go again"
+	}
+	if now.Unsigned != told.Unsigned {
+		says := "The audit log is signed again."
+		if now.Unsigned {
+			says = fmt.Sprintf("The audit log has not been signed for %d minutes: the server's readyz page and its log say why. After a day new rotations wait for it.", int(UnsignedAfter.Minutes()))
+		}
+		text.Parts = append(text.Parts, Part{Says: says})
+	}
+	for _, count := range []struct {
+		says      string
+		told, now int
+	}{
+		{"Rotations that are held: %s. keyherald rotations list --open shows what for, keyherald rotations release lets them go.", told.Held, now.Held},
+		{"Rotations that came to nothing, failed or given up after 30 days: %s. keyherald rotations list shows why, keyherald rotations retry begins again.", told.Failed, now.Failed},
+		{"Managed devices that must be enrolled again: %s. keyherald devices list shows them.", told.NeedEnrollment, now.NeedEnrollment},
+	} {
+		if count.told != count.now {
+			text.Parts = append(text.Parts, Part{Says: fmt.Sprintf(count.says, moved(count.told, count.now))})
+		}
+	}
+	if part, ok := attention(told.Attention, now.Attention); ok {
+		text.Parts = append(text.Parts, part)
+	}
+	return text, true
+}
+
+// attention lists every cause that is there, since each of them is somebody's to mend, if any of them changed.
+func attention(told, now map[string]int) (Part, bool) {
+	if maps.Equal(told, now) {
+		return Part{}, false
+	}
+	if len(now) == 0 {
+		return Part{Says: "No rotation needs attention any more."}, true
+	}
+	part := Part{Says: "Rotations that need attention; keyherald rotations list --open shows them and what to do:"}
+	for _, cause := range slices.Sorted(maps.Keys(now)) {
+		what, known := strings.ReplaceAll(cause, "_", " "), slices.ContainsFunc(rotation.Attentions(), func(a rotation.Attention) bool { return string(a.Cause) == cause })
+		if !known {
+			what = Foreign(cause) // a word of a device of another version
+		}
+		who, _, _ := strings.Cut(rotation.NextAction(protocol.ErrorCode(cause)), ":")
+		part.Items = append(part.Items, fmt.Sprintf("%s: %s, for the %s to mend", what, moved(told[cause], now[cause]), who))
+	}
+	return part, true
+}
+
+func moved(before, now int) string {
+	if before == now || before == 0 {
+		return number(now)
+	}
+	return fmt.Sprintf("%d, before %d", now, before)
+}
+
+// Started is told when a replica of the server starts.
+func Started(version, host string) Text {
+	return Text{Title: "Keyherald starts", Parts: []Part{{Says: "Version " + Foreign(version) + " on " + Foreign(host) + "."}}}
+}
