@@ -3,20 +3,25 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // Counts are how many rows are in which state, for metrics.
 type Counts struct {
 	Rotations, Attention, Devices map[string]int
-	Outbox, Frozen, Held          int
+	Outbox, Frozen, Held, Notices int
+	// Oldest is for how long the oldest rotation that is open in a state has been so, since it was received.
+	Oldest map[string]time.Duration
 }
 
 // Counts counts.
 func (db *DB) Counts(ctx context.Context) (Counts, error) {
-	counts := Counts{Rotations: map[string]int{}, Attention: map[string]int{}, Devices: map[string]int{}}
+	counts := Counts{Rotations: map[string]int{}, Attention: map[string]int{}, Devices: map[string]int{}, Oldest: map[string]time.Duration{}}
 	rows, err := db.Query(ctx, `SELECT 'rotation', state, COUNT(*) FROM rotation GROUP BY state
 		UNION ALL SELECT 'attention', needs_attention, COUNT(*) FROM rotation WHERE ended_at IS NULL AND needs_attention <> '' GROUP BY needs_attention
 		UNION ALL SELECT 'device', state, COUNT(*) FROM device GROUP BY state
+		UNION ALL SELECT 'oldest', state, GREATEST(EXTRACT(EPOCH FROM now() - MIN(created_at))::bigint, 0) FROM rotation WHERE ended_at IS NULL GROUP BY state
+		UNION ALL SELECT 'notices', '', COUNT(*) FROM notice WHERE state = 'pending'
 		UNION ALL SELECT 'outbox', '', COUNT(*) FROM todevice_outbox WHERE state = 'pending'
 		UNION ALL SELECT 'held', '', COUNT(*) FROM rotation WHERE held AND ended_at IS NULL
 		UNION ALL SELECT 'frozen', '', COUNT(*) FROM trigger_freeze`)
@@ -37,6 +42,10 @@ func (db *DB) Counts(ctx context.Context) (Counts, error) {
 			counts.Attention[word] = n
 		case "device":
 			counts.Devices[word] = n
+		case "oldest":
+			counts.Oldest[word] = time.Duration(n) * time.Second
+		case "notices":
+			counts.Notices = n
 		case "outbox":
 			counts.Outbox = n
 		case "held":

@@ -164,7 +164,9 @@ kms:
 		}
 		return keep(ctx, kms, heard)
 	}
-	reconcilers, err := newReconcilers(ctx, c, engine, streams, metrics)
+	latency, err := newLatencies(metrics)
+	check(t, err)
+	reconcilers, err := newReconcilers(ctx, c, engine, streams, latency.kms, metrics)
 	check(t, err)
 	running, stop := context.WithCancel(ctx)
 	var parts sync.WaitGroup

@@ -23,6 +23,8 @@ type gauges struct {
 var (
 	rotationsDesc = prometheus.NewDesc("keyherald_rotations", "Rotations by state.", []string{"state"}, nil)
 	attentionDesc = prometheus.NewDesc("keyherald_rotations_needing_attention", "Open rotations that need somebody, by cause.", []string{"cause"}, nil)
+	oldestDesc    = prometheus.NewDesc("keyherald_rotation_oldest_open_seconds", "For how long the oldest rotation that is open in a state has been open. A state without one is not there.", []string{"state"}, nil)
+	noticesDesc   = prometheus.NewDesc("keyherald_notices_pending", "Notices to users and admins that the homeserver has not taken yet.", nil, nil)
 	devicesDesc   = prometheus.NewDesc("keyherald_devices", "Managed devices by state.", []string{"state"}, nil)
 	outboxDesc    = prometheus.NewDesc("keyherald_outbox_pending", "Messages of the bot that the homeserver has not taken yet.", nil, nil)
 	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations that are held, for an admin's release or until the audit log is signed again.", nil, nil)
@@ -42,7 +44,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, alteredDesc, inspectedDesc, unpublDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, oldestDesc, noticesDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, alteredDesc, inspectedDesc, unpublDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -68,8 +70,12 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	send(frozenDesc, float64(counts.Frozen))
 	send(heldDesc, float64(counts.Held))
 	send(outboxDesc, float64(counts.Outbox))
+	send(noticesDesc, float64(counts.Notices))
 	for state, n := range counts.Rotations {
 		send(rotationsDesc, float64(n), state)
+	}
+	for state, age := range counts.Oldest {
+		send(oldestDesc, age.Seconds(), state)
 	}
 	for cause, n := range counts.Attention {
 		send(attentionDesc, float64(n), cause)

@@ -44,7 +44,7 @@ func (r reconcileConfig) validate() error {
 }
 
 // newReconcilers makes one for each KMS that is to be looked at. The event streams are heard by them.
-func newReconcilers(ctx context.Context, c config, engine *relay.Engine, streams map[string]*stream, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
+func newReconcilers(ctx context.Context, c config, engine *relay.Engine, streams map[string]*stream, seconds *prometheus.HistogramVec, metrics prometheus.Registerer) ([]*relay.Reconciler, error) {
 	var all []*relay.Reconciler
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
 		k := c.KMS[name]
@@ -55,7 +55,7 @@ func newReconcilers(ctx context.Context, c config, engine *relay.Engine, streams
 		if err != nil {
 			return nil, fmt.Errorf("kms.%s: %w", name, err)
 		}
-		looks := relay.Reconciliation{KMS: name, Metadata: metadata, Path: k.Reconcile.Path, Interval: k.Reconcile.Interval, MostPerSecond: k.Reconcile.MostPerSecond}
+		looks := relay.Reconciliation{KMS: name, Metadata: timed{metadata, name, seconds}, Path: k.Reconcile.Path, Interval: k.Reconcile.Interval, MostPerSecond: k.Reconcile.MostPerSecond}
 		if s, ok := streams[name]; ok {
 			looks.Hear = s.hear
 		}

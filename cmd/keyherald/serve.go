@@ -120,7 +120,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	reconcilers, err := newReconcilers(ctx, c, engine, streams, metrics)
+	latency, err := newLatencies(metrics)
+	if err != nil {
+		return fmt.Errorf("preparing the metrics: %w", err)
+	}
+	reconcilers, err := newReconcilers(ctx, c, engine, streams, latency.kms, metrics)
 	if err != nil {
 		return err
 	}
@@ -139,7 +143,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		HomeserverURL: c.Homeserver, ASToken: registration.ASToken, Login: c.Bot.Login, Identity: identity, PickleKey: pickleKey,
 		Holder: host + "/" + uuid.NewString(), Host: hostName(), DB: db, Log: log,
 		NewWorker:  func(endpoint *todevice.Endpoint) appservice.Worker { return engine.Session(endpoint) },
-		NewSpeaker: speaker,
+		NewSpeaker: speaker, Transport: measured{http.DefaultTransport, latency.homeserver},
 	})
 	if err != nil {
 		return err

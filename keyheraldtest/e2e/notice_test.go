@@ -25,6 +25,7 @@ import (
 // person is a user with a plain client, who reads what the bot says.
 type person struct {
 	*mautrix.Client
+	syncs *int
 }
 
 func (w *world) person(t *testing.T, name string) person {
@@ -42,7 +43,7 @@ func (w *world) reader(t *testing.T, user id.UserID) person {
 	_, err = client.Login(t.Context(), &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: "READER", StoreCredentials: true,
 		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}})
 	check(t, err)
-	return person{client}
+	return person{client, new(int)}
 }
 
 // said is a message of the bot's.
@@ -57,7 +58,9 @@ func (s said) body() string { body, _ := s.Content["body"].(string); return body
 // rooms are the rooms that the person was invited to or is in.
 func (p person) rooms(t *testing.T) (invited, joined []id.RoomID) {
 	t.Helper()
-	answer, err := p.FullSyncRequest(t.Context(), mautrix.ReqSync{Timeout: 0, FullState: true})
+	// Synapse answers the same /sync from a cache for two minutes; each of these waits a millisecond more than the last.
+	*p.syncs++
+	answer, err := p.FullSyncRequest(t.Context(), mautrix.ReqSync{Timeout: *p.syncs, FullState: true})
 	check(t, err)
 	for room := range answer.Rooms.Invite {
 		invited = append(invited, room)

@@ -1,5 +1,5 @@
-// Command test-tools builds the servers that tests stand on into the user's cache directory, once: the homeserver and
-// the S3 store, and with -kms Vault and moto as well. With -vault-built it does nothing but tell, by its exit status,
+// Command test-tools builds the servers that tests stand on into the user's cache directory, once: the homeserver,
+// the S3 store and promtool, and with -kms Vault and moto as well. With -vault-built it does nothing but tell, by its exit status,
 // whether Vault is there.
 package main
 
@@ -36,7 +36,7 @@ func run(ctx context.Context, kms, vaultBuilt bool) error {
 		}
 		return err
 	}
-	tools := []func(context.Context, io.Writer) (string, error){keyheraldtest.DendriteBinaries, keyheraldtest.S3Binaries}
+	tools := []func(context.Context, io.Writer) (string, error){keyheraldtest.DendriteBinaries, keyheraldtest.S3Binaries, keyheraldtest.PromtoolBinary}
 	if kms {
 		tools = append(tools, keyheraldtest.VaultBinary, keyheraldtest.MotoEnvironment)
 	}

@@ -1,0 +1,117 @@
+// Package deploy_test tries what operators are given.
+package deploy_test
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/keyherald/keyherald/keyheraldtest"
+)
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// promtool runs Prometheus's own tool in deploy/prometheus.
+func promtool(t *testing.T, args ...string) {
+	t.Helper()
+	program, err := keyheraldtest.PromtoolBinary(t.Context(), os.Stderr)
+	check(t, err)
+	out, err := keyheraldtest.Command(t.Context(), keyheraldtest.Deploy("prometheus"), program, args...)
+	if err != nil || !strings.Contains(out, "SUCCESS") {
+		t.Errorf("promtool %v: %v\n%s", args, err, out)
+	}
+}
+
+func TestTheAlertsAreRaisedWhenTheyShallBeAndNotElse(t *testing.T) {
+	promtool(t, "check", "rules", "keyherald.rules.yaml")
+	promtool(t, "test", "rules", "keyherald.rules.test.yaml")
+	raw, err := os.ReadFile(keyheraldtest.Deploy("prometheus/keyherald.rules.test.yaml"))
+	check(t, err)
+	var file struct {
+		Tests []struct {
+			Rules []struct {
+				Alert string `yaml:"alertname"`
+				Want  []any  `yaml:"exp_alerts"`
+			} `yaml:"alert_rule_test"`
+		} `yaml:"tests"`
+	}
+	check(t, yaml.Unmarshal(raw, &file))
+	raised, quiet := map[string]bool{}, map[string]bool{}
+	for _, test := range file.Tests {
+		for _, rule := range test.Rules {
+			if len(rule.Want) > 0 {
+				raised[rule.Alert] = true
+			} else {
+				quiet[rule.Alert] = true
+			}
+		}
+	}
+	alerts, err := keyheraldtest.Alerts()
+	check(t, err)
+	for _, alert := range alerts {
+		if !raised[alert.Name] || !quiet[alert.Name] {
+			t.Errorf("%s is tried raised: %v, and quiet: %v", alert.Name, raised[alert.Name], quiet[alert.Name])
+		}
+		if alert.Labels["severity"] == "" || alert.Annotations["summary"] == "" || alert.Annotations["what_to_do"] == "" {
+			t.Errorf("%s does not say how grave it is, what it is and what to do", alert.Name)
+		}
+	}
+}
+
+// Every expression of the dashboard is one that Prometheus takes, as the rule of a file made for that.
+func TestTheDashboardAsksWhatPrometheusUnderstands(t *testing.T) {
+	exprs, err := keyheraldtest.DashboardExprs()
+	check(t, err)
+	if len(exprs) < 20 {
+		t.Fatalf("the dashboard has %d panels", len(exprs))
+	}
+	type rule struct {
+		Record string `yaml:"record"`
+		Expr   string `yaml:"expr"`
+	}
+	var rules []rule
+	for _, title := range slices.Sorted(maps.Keys(exprs)) {
+		for _, expr := range exprs[title] {
+			rules = append(rules, rule{fmt.Sprintf("panel:%d", len(rules)), expr})
+		}
+	}
+	raw, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "dashboard", "rules": rules}}})
+	check(t, err)
+	path := filepath.Join(t.TempDir(), "dashboard.rules.yaml")
+	check(t, os.WriteFile(path, raw, 0o600))
+	promtool(t, "check", "rules", path)
+}
+
+func TestTheGuideHasEveryAlertAndEveryMetric(t *testing.T) {
+	guide, err := os.ReadFile("../docs/monitoring.md")
+	check(t, err)
+	alerts, err := keyheraldtest.Alerts()
+	check(t, err)
+	for _, alert := range alerts {
+		row := fmt.Sprintf("| `%s` | %s | %s | %s |", alert.Name, alert.Labels["severity"], alert.For, alert.Annotations["what_to_do"])
+		if !strings.Contains(string(guide), row+"\n") {
+			t.Errorf("docs/monitoring.md has no row\n%s", row)
+		}
+	}
+	asked, err := keyheraldtest.MetricsAsked()
+	check(t, err)
+	for _, name := range asked {
+		for _, suffix := range []string{"_bucket", "_count"} {
+			name = strings.TrimSuffix(name, suffix)
+		}
+		if !strings.Contains(string(guide), "| `"+name) {
+			t.Errorf("docs/monitoring.md has no row for %s", name)
+		}
+	}
+}
