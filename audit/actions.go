@@ -80,4 +80,9 @@ const (
 	RecoveryKeyReplaced   Action = "recovery_key.replaced"
 	DeviceVerified        Action = "device.verified"
 	AccountEnded          Action = "account.ended"
+	RosterApplied         Action = "roster.applied"
+	RosterUserAdded       Action = "roster.user_added"
+	RosterUserLeft        Action = "roster.user_left"
+	RosterExempted        Action = "roster.exempted"
+	RosterExemptionEnded  Action = "roster.exemption_ended"
 )
