@@ -12,25 +12,36 @@ import (
 	"github.com/keyherald/keyherald/rotation"
 )
 
-// coverageQuery is everything that the rules of package roster ask of a page of users (chosenUsers), in one look.
-const coverageQuery = `SELECT r.user_id, r.exempt_reason, r.exempt_until, d.enrolled, d.needs_enrollment, d.revoked,
-		s.status_at, COALESCE(s.status ->> 'backup_version', ''), COALESCE(s.status ->> 'holds_key' = 'true', false), COALESCE(s.status #>> '{drifted,kind}', ''),
+// coverageQuery is everything that the rules of package roster ask of a page of users (chosenUsers), in one look. Each table is
+// read once for all of the page: whole for everybody, and else by the indexes, since there the page says whose rows are
+// wanted, which for everybody would only cost.
+func coverageQuery(everybody bool) string {
+	ofPage := `user_id IN (SELECT user_id FROM page)`
+	if everybody {
+		ofPage = `true`
+	}
+	return `WITH page AS ` + chosenUsers + `
+	SELECT r.user_id, r.exempt_reason, r.exempt_until, COALESCE(d.enrolled, 0), COALESCE(d.needs_enrollment, 0), COALESCE(d.revoked, 0),
+		s.status_at, COALESCE(s.backup_version, ''), COALESCE(s.holds_key = 'true', false), COALESCE(s.drift, ''),
 		k.created_at, COALESCE(k.only_seen, false),
 		o.id, COALESCE(o.state, ''), COALESCE(o.held_for, ''), COALESCE(o.held, false), COALESCE(o.needs_attention, ''), COALESCE(o.next_action, ''),
 		l.id, COALESCE(l.state, ''), COALESCE(l.failure, '')
-	FROM ` + chosenUsers + ` r
-	CROSS JOIN LATERAL (SELECT COUNT(*) FILTER (WHERE state = 'enrolled') AS enrolled, COUNT(*) FILTER (WHERE state = 'needs_enrollment') AS needs_enrollment,
-		COUNT(*) FILTER (WHERE state = 'revoked') AS revoked FROM device WHERE user_id = r.user_id) d
-	LEFT JOIN LATERAL (SELECT status_at, status FROM device WHERE user_id = r.user_id AND state = 'enrolled' AND status_at IS NOT NULL ORDER BY status_at DESC LIMIT 1) s ON true
-	LEFT JOIN key_version k ON k.user_id = r.user_id AND k.version = s.status ->> 'backup_version'
-	LEFT JOIN LATERAL (SELECT id, state, held, held_for, needs_attention, next_action FROM rotation WHERE user_id = r.user_id AND ended_at IS NULL
-		ORDER BY needs_attention <> '' DESC, held DESC, id DESC LIMIT 1) o ON true
-	LEFT JOIN LATERAL (SELECT id, state, failure FROM rotation WHERE user_id = r.user_id AND state NOT IN ('superseded', 'cancelled') ORDER BY id DESC LIMIT 1) l ON true
+	FROM page r
+	LEFT JOIN (SELECT user_id, COUNT(*) FILTER (WHERE state = 'enrolled') AS enrolled, COUNT(*) FILTER (WHERE state = 'needs_enrollment') AS needs_enrollment,
+		COUNT(*) FILTER (WHERE state = 'revoked') AS revoked FROM device WHERE ` + ofPage + ` GROUP BY user_id) d ON d.user_id = r.user_id
+	LEFT JOIN (SELECT DISTINCT ON (user_id) user_id, status_at, status ->> 'backup_version' AS backup_version, status ->> 'holds_key' AS holds_key, status #>> '{drifted,kind}' AS drift
+		FROM device WHERE ` + ofPage + ` AND state = 'enrolled' AND status_at IS NOT NULL ORDER BY user_id, status_at DESC) s ON s.user_id = r.user_id
+	LEFT JOIN key_version k ON k.user_id = r.user_id AND k.version = s.backup_version
+	LEFT JOIN (SELECT DISTINCT ON (user_id) user_id, id, state, held, held_for, needs_attention, next_action FROM rotation WHERE ` + ofPage + ` AND ended_at IS NULL
+		ORDER BY user_id, needs_attention <> '' DESC, held DESC, id DESC) o ON o.user_id = r.user_id
+	LEFT JOIN (SELECT DISTINCT ON (user_id) user_id, id, state, failure FROM rotation WHERE ` + ofPage + ` AND state NOT IN ('superseded', 'cancelled')
+		ORDER BY user_id, id DESC) l ON l.user_id = r.user_id
 	ORDER BY r.user_id`
+}
 
 // Coverage reads what the rules ask of users of the roster, in the order of user ids. All of it is of one moment.
 func (db *DB) Coverage(ctx context.Context, filter RosterFilter) ([]roster.Facts, error) {
-	rows, err := db.Query(ctx, coverageQuery, filter.args()...)
+	rows, err := db.Query(ctx, coverageQuery(filter.After == "" && filter.Limit == 0 && filter.Users == nil), filter.args()...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the coverage: %w", err)
 	}
