@@ -1,6 +1,6 @@
-// Package roster is who must be covered, and how each of them stands: the roster's entries and the file they come in, globs
-// over users, and the table of rules that puts every user of the roster into exactly one state. It is pure; docs/enforcement.md
-// has the same table for people.
+// Package roster is who must be covered, and how each of them stands: the roster's entries and the file they come in, and the
+// table of rules that puts every user of the roster into exactly one state. It is pure; docs/enforcement.md has the same
+// table for people.
 package roster
 
 import (
