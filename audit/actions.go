@@ -85,4 +85,9 @@ const (
 	RoomMemberRemoved     Action = "room.member_removed"
 	NoticeQueued          Action = "notice.queued"
 	NoticeSent            Action = "notice.sent"
+	RosterApplied         Action = "roster.applied"
+	RosterUserAdded       Action = "roster.user_added"
+	RosterUserLeft        Action = "roster.user_left"
+	RosterExempted        Action = "roster.exempted"
+	RosterExemptionEnded  Action = "roster.exemption_ended"
 )

@@ -192,6 +192,19 @@ var vocabulary = []entry{
 	act(DeviceVerified, "Another device of the user verified the managed one by emoji."),
 	act(AccountEnded, "A managed device's login is refused for good, so it does nothing any more."),
 
+	// Who must be covered.
+	{RosterApplied, "A whole roster was applied. What changed by it has events of its own before this one.", people, []kindOfSubject{theRoster}, ofNone, yesNo,
+		[]field{because(RefusedEntry, RefusedTooManyUsers, RefusedTooManyLeave), of("users", aNumber, "how many users are on it now"), of("added", aNumber, "how many came"), of("left", aNumber, "how many left"),
+			of("exempted", aNumber, "how many were exempted, or otherwise than before"), of("exemptions_ended", aNumber, "how many exemptions were taken back")}},
+	{RosterUserAdded, "A user came on the roster: his key must be rotated by the company's rules.", people, []kindOfSubject{aUser}, ofNone, yesNo,
+		[]field{because(RefusedEntry, RefusedTooManyUsers, RefusedAlreadySo)}},
+	{RosterUserLeft, "A user left the roster: his open rotations are cancelled and his managed devices revoked.", people, []kindOfSubject{aUser}, ofNone, yesNo,
+		[]field{because(RefusedEntry, RefusedNotOnRoster), of("rotations", aNumber, "how many rotations were cancelled"), of("devices", aNumber, "how many devices were revoked"),
+			of("codes", aNumber, "how many enrollment codes are void")}},
+	{RosterExempted, "A user of the roster is exempt until a time, and then is not any more by himself.", people, []kindOfSubject{aUser}, ofNone, yesNo,
+		[]field{because(RefusedEntry, RefusedNotOnRoster, RefusedNoReason, RefusedReason, RefusedEndsInThePast, RefusedAlreadySo), reason, until}},
+	{RosterExemptionEnded, "An exemption was taken back, before its end or after it.", people, []kindOfSubject{aUser}, ofNone, yesNo, []field{because(RefusedEntry, RefusedNotOnRoster, RefusedNotExempt)}},
+
 	// Messages to and from the bot.
 	{MessageDropped, "Messages to the bot were dropped unread; they are counted by the minute.",
 		[]Role{Relay}, []kindOfSubject{theMessages}, ofNone, []Outcome{Refused},
@@ -269,7 +282,7 @@ var vocabulary = []entry{
 	{DetailRedacted, "The detail of an event was redacted.", auditors, []kindOfSubject{anEvent}, ofNone, yesNo,
 		[]field{because(RefusedNoReason, RefusedReason, RefusedNoSuchEvent, RefusedUnreadable, RefusedIsRedaction, RefusedIsLoss, RefusedIsKeys, RefusedRedactedBefore, RefusedDetailMissing), reason}},
 	{LogRead, "The log was read with Keyherald's own programs. Plain SQL leaves no event.", auditors, []kindOfSubject{aLog}, maybe, []Outcome{Accepted},
-		[]field{word("command", "the command", CommandWatch, CommandList, CommandShow, CommandFollow, CommandCompleteness, CommandVerify),
+		[]field{word("command", "the command", CommandWatch, CommandList, CommandShow, CommandFollow, CommandCompleteness, CommandVerify, CommandCompliance),
 			of("event", anIdentifier, "the event that was asked for"), of("rotation", anIdentifier, "the rotation"), of("user", anIdentifier, "the user"),
 			of("actor", anIdentifier, "the actor"), of("actions", identifiers, "the actions"), word("outcome", "the outcome", Accepted, Refused, Failed, Reported),
 			since, until, of("from", aNumber, "the leaf that was begun with"), outForm}},

@@ -98,6 +98,7 @@ const (
 	theIntake    kindOfSubject = "`intake`"
 	theMessages  kindOfSubject = "`messages`"
 	theAdmins    kindOfSubject = "`admins`"
+	theRoster    kindOfSubject = "`roster`"
 )
 
 func (k kindOfSubject) subject() Subject { return Subject{k, strings.Trim(string(k), "`")} }
@@ -144,6 +145,9 @@ func OfTriggers() Subject { return theTriggers.subject() }
 
 // OfRotations are all rotations, or one that is not known.
 func OfRotations() Subject { return theRotations.subject() }
+
+// OfRoster is the roster as a whole.
+func OfRoster() Subject { return theRoster.subject() }
 
 // OfIntake is what notifications arrive at, whatever their source.
 func OfIntake() Subject { return theIntake.subject() }

@@ -90,6 +90,16 @@ const (
 	RefusedLoginByHomeserver Refusal = "login_refused"
 )
 
+// Why what an admin asked for of the roster is refused.
+const (
+	RefusedEntry         Refusal = "unusable_entry"
+	RefusedTooManyUsers  Refusal = "too_many_users"
+	RefusedTooManyLeave  Refusal = "too_many_would_leave"
+	RefusedNotOnRoster   Refusal = "not_on_the_roster"
+	RefusedNotExempt     Refusal = "not_exempt"
+	RefusedEndsInThePast Refusal = "ends_in_the_past"
+)
+
 // Problem is why something failed.
 type Problem string
 
@@ -156,7 +166,7 @@ const (
 // Command is by which command the log was read or exported.
 type Command string
 
-// The commands: watch is of `keyherald rotations`, the others of `keyherald audit`.
+// The commands: watch is of `keyherald rotations`, compliance is one of its own, the others are of `keyherald audit`.
 const (
 	CommandWatch        Command = "watch"
 	CommandList         Command = "list"
@@ -167,6 +177,7 @@ const (
 	CommandProve        Command = "prove"
 	CommandReport       Command = "report"
 	CommandExport       Command = "export"
+	CommandCompliance   Command = "compliance"
 )
 
 // Format is in which form the log went out.

@@ -4,29 +4,38 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"time"
 
 	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/roster"
 )
 
 // Config is what an Enforcer stands on.
 type Config struct {
 	DB     *postgres.DB
 	Engine *relay.Engine
-	Now    func() time.Time
-	Log    zerolog.Logger
+	// StatusInterval is how often managed devices send a status; default one hour, as theirs.
+	StatusInterval time.Duration
+	// MaxAges says how old keys may be; nil is no bound for anybody.
+	MaxAges MaxAges
+	Now     func() time.Time
+	Log     zerolog.Logger
 }
 
 // Enforcer holds no state of its own.
 type Enforcer struct {
-	db     *postgres.DB
-	engine *relay.Engine
-	now    func() time.Time
-	log    zerolog.Logger
+	db      *postgres.DB
+	engine  *relay.Engine
+	rules   roster.Config
+	maxAges MaxAges
+	now     func() time.Time
+	log     zerolog.Logger
 }
 
 // New makes an Enforcer.
@@ -37,5 +46,10 @@ func New(config Config) (*Enforcer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	return &Enforcer{db: config.DB, engine: config.Engine, now: config.Now, log: config.Log}, nil
+	if config.MaxAges == nil {
+		config.MaxAges = func(context.Context, time.Time) (func(id.UserID) time.Duration, error) {
+			return func(id.UserID) time.Duration { return 0 }, nil
+		}
+	}
+	return &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, now: config.Now, log: config.Log}, nil
 }

@@ -133,7 +133,7 @@ func (db *DB) RevocationTold(ctx context.Context, key uuid.UUID, at time.Time) e
 
 // SawDevice records that a device was heard of, with its status if it sent one.
 func (db *DB) SawDevice(ctx context.Context, key uuid.UUID, at time.Time, status json.RawMessage) error {
-	_, err := db.Exec(ctx, `UPDATE device SET last_seen = $1, status = COALESCE($2, status) WHERE id = $3`, at, nullJSON(status), key)
+	_, err := db.Exec(ctx, `UPDATE device SET last_seen = $1, status = COALESCE($2, status), status_at = CASE WHEN $2::jsonb IS NULL THEN status_at ELSE $1 END WHERE id = $3`, at, nullJSON(status), key)
 	if err != nil {
 		return fmt.Errorf("recording the status of device %s: %w", key, err)
 	}

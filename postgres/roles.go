@@ -34,6 +34,8 @@ func (r Roles) grants() []string {
 			"REVOKE INSERT, UPDATE, DELETE ON "+auditTables+" FROM "+writer,
 			"GRANT INSERT ON audit_event, audit_detail TO "+writer,
 			"REVOKE INSERT, UPDATE, DELETE ON keyherald_version, crypto_version, todevice_version, river_migration FROM "+writer,
+			// For the functions that tell from the log how things stood; the views are the auditor's.
+			"GRANT USAGE ON SCHEMA auditor TO "+writer,
 		)
 	}
 	if r.Signer != "" {

@@ -60,6 +60,9 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	if err := s.db.UpdateRotation(ctx, r, now); err != nil {
 		return err
 	}
+	if err := s.keepVersion(ctx, r, report, now); err != nil {
+		return err
+	}
 	if err := s.db.Append(ctx, progressEvent(device, r, report, now)); err != nil {
 		return err
 	}
@@ -86,6 +89,22 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 		return s.end(ctx, r, audit.RotationFailed, audit.ByRelay(), audit.Word("error", r.Facts.Failure))
 	}
 	return nil
+}
+
+// keepVersion keeps since when a key-backup version is there, which is what a key's age counts from. The device's clock says
+// when it created it; but a time that is not between the rotation's begin and now is none, and this one is taken.
+func (s *Session) keepVersion(ctx context.Context, r postgres.Rotation, report protocol.Progress, now time.Time) error {
+	if report.Stage != protocol.StageBackupCreated || report.Backup == nil || report.Backup.Version == "" {
+		return nil
+	}
+	if !report.Backup.Created {
+		return s.db.SawKeyVersion(ctx, r.UserID, report.Backup.Version, report.Backup.PublicKey, now)
+	}
+	at := report.At.Time()
+	if at.After(now) || at.Before(r.CreatedAt) {
+		at = now
+	}
+	return s.db.CreatedKeyVersion(ctx, r.UserID, report.Backup.Version, report.Backup.PublicKey, at)
 }
 
 func progressEvent(device postgres.Device, r postgres.Rotation, report protocol.Progress, now time.Time) audit.Event {

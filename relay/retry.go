@@ -37,9 +37,14 @@ func (e *Engine) Cancel(ctx context.Context, rotationID uuid.UUID, actor audit.A
 		if r.Facts.State.Ended() {
 			return refusal.New(refusal.Conflict, audit.RefusedEnded, "rotation %s is %s already: %w", r.ID, r.Facts.State, ErrNotPossible)
 		}
-		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Cancelled, "", ""
-		return e.end(ctx, r, audit.RotationCancelled, actor)
+		return e.cancel(ctx, r, actor)
 	})
+}
+
+// cancel ends a locked rotation that is open.
+func (e *Engine) cancel(ctx context.Context, r postgres.Rotation, actor audit.Actor) error {
+	r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Cancelled, "", ""
+	return e.end(ctx, r, audit.RotationCancelled, actor)
 }
 
 func (e *Engine) change(ctx context.Context, rotationID uuid.UUID, action audit.Action, actor audit.Actor, do func(context.Context, postgres.Rotation) error) error {

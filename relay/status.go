@@ -30,6 +30,11 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	if err := s.db.SawDevice(ctx, device.ID, now, raw); err != nil {
 		return err
 	}
+	if status.BackupVersion != "" {
+		if err := s.db.SawKeyVersion(ctx, device.UserID, status.BackupVersion, status.PublicKey, now); err != nil {
+			return err
+		}
+	}
 	if err := s.tellStatus(ctx, device, status, raw, now); err != nil {
 		return err
 	}

@@ -48,6 +48,8 @@ type config struct {
 	Storm      stormConfig   `yaml:"storm"`
 	// Matrix is what the bot says in rooms.
 	Matrix matrixConfig `yaml:"matrix"`
+	// StatusInterval is how often managed devices send a status, as their status_interval says.
+	StatusInterval time.Duration `yaml:"status_interval"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -130,7 +132,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, Storm: stormConfig{rotation.DefaultStormLimit()}, Matrix: defaultMatrix(), Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
+	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, StatusInterval: time.Hour, Storm: stormConfig{rotation.DefaultStormLimit()}, Matrix: defaultMatrix(), Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -175,6 +177,9 @@ func (c config) validate() error {
 	}
 	if c.AckTimeout < time.Second {
 		return fmt.Errorf("ack_timeout is %s: write 10m", c.AckTimeout)
+	}
+	if c.StatusInterval < time.Second {
+		return fmt.Errorf("status_interval is %s: write 1h", c.StatusInterval)
 	}
 	if c.Storm.Limit.Percent < 0 || c.Storm.Limit.Percent > 100 || c.Storm.Limit.Users < 1 {
 		return fmt.Errorf("storm.limit is percent %d, users %d: write {percent: 2, users: 20}; percent 100 holds nothing", c.Storm.Limit.Percent, c.Storm.Limit.Users)

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyherald/keyherald/enforce"
+	"github.com/keyherald/keyherald/roster"
 )
 
 var rosterDesc = prometheus.NewDesc("keyherald_roster_users", "Users of the roster by where they stand: current, in_progress, overdue, needs_attention, not_covered, exempt, unknown.", []string{"state"}, nil)
@@ -20,6 +23,21 @@ type coverage struct {
 	mu     sync.Mutex // guards the rest
 	states map[string]int
 	at     time.Time
+}
+
+// newCoverage counts by the enforcer; a state without anybody is told as 0.
+func newCoverage(enforcer *enforce.Enforcer) *coverage {
+	return &coverage{count: func(ctx context.Context) (map[string]int, error) {
+		compliance, _, err := enforcer.Compliance(ctx)
+		if err != nil {
+			return nil, err
+		}
+		states := map[string]int{}
+		for _, state := range roster.States() {
+			states[string(state)] = compliance.States[state]
+		}
+		return states, nil
+	}}
 }
 
 // Describe implements prometheus.Collector.

@@ -163,7 +163,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return err
 	}
 	defer closeSealer()
-	metrics.MustRegister(gauges{db, bot, arrivals, sealer})
+	enforcer, err := newEnforcer(c, db, engine, log)
+	if err != nil {
+		return err
+	}
+	metrics.MustRegister(gauges{db, bot, arrivals, sealer}, newCoverage(enforcer))
 	web := newWeb(registration, notifications, bot, sealer, streams, db, metrics)
 	listener, err := listen(c)
 	if err != nil {

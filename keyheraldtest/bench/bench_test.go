@@ -83,6 +83,17 @@ func TestTheMedianOfAnEvenNumberIsBetweenTheMiddleTwo(t *testing.T) {
 	}
 }
 
+// The benchmark itself fails where somebody is in another state than he was put into, or is not told of.
+func TestComplianceIsMeasuredOnARosterThatIsCountedRight(t *testing.T) {
+	rows, err := Compliance(t.Context(), 500, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 1 || rows[0].Ours <= 0 || rows[0].Beside["bare_sql"] <= 0 {
+		t.Errorf("got %+v", rows)
+	}
+}
+
 // The benchmark itself fails where the verifier finds fault with the untouched log, or reads less than all of it.
 func TestTheVerifierIsMeasuredOnALogThatItVerifies(t *testing.T) {
 	rows, err := AuditVerify(t.Context(), 1000, 1)

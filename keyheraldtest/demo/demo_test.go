@@ -24,6 +24,7 @@ func TestTheDemoHoldsAndThePreflightFindsWhatIsBroken(t *testing.T) {
 	_, err := Run(t.Context(), Config{Programs: programs(t), Dir: t.TempDir(), Homeserver: keyheraldtest.StartDendrite, Out: &out, Hold: func(ctx context.Context, w *World) error {
 		held = true
 		metricsTellTheStory(ctx, t, w)
+		everyMetricThatIsAskedForIsThere(ctx, t, w)
 		rotationsAreShown(ctx, t, w)
 		brokenOnPurpose(ctx, t, w)
 		return nil
@@ -110,8 +111,8 @@ func rotationsAreShown(ctx context.Context, t *testing.T, w *World) {
 	}
 }
 
-// One rotation was notified of, and the other was found.
-func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
+func scrape(ctx context.Context, t *testing.T, w *World) string {
+	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -125,9 +126,44 @@ func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return string(text)
+}
+
+// What alerts and dashboard ask for by name, the running server exports: a name that is spelled otherwise is an alert that
+// never comes. A rotation that is open and needs somebody is put there, since some are told only then.
+func everyMetricThatIsAskedForIsThere(ctx context.Context, t *testing.T, w *World) {
+	asked, err := keyheraldtest.MetricsAsked()
+	if err != nil || len(asked) < 20 {
+		t.Fatalf("%v: %v", asked, err)
+	}
+	const stuck = "01a20d00-0000-7000-8000-00000000beef"
+	if _, err := w.DB.Exec(ctx, `INSERT INTO rotation (id, user_id, secret, kms, path, version, source, state, needs_attention, created_at, updated_at, held)
+		VALUES ($1, '@nobody:keyherald.test', 'm.megolm_backup.v1', 'corporate', 'keyherald/nobody', '1', 'corporate-kms', 'working', 'kms_forbidden', now() - interval '1 hour', now(), true)`, stuck); err != nil {
+		t.Fatal(err)
+	}
+	text := scrape(ctx, t, w)
+	if _, err := w.DB.Exec(ctx, `DELETE FROM rotation WHERE id = $1`, stuck); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range asked {
+		if !strings.Contains(text, "\n"+name+" ") && !strings.Contains(text, "\n"+name+"{") {
+			t.Errorf("alerts or dashboard ask for %s, and /metrics has no such series", name)
+		}
+	}
+	for _, line := range []string{`keyherald_rotation_oldest_open_seconds{state="working"} 36`, `keyherald_rotations_needing_attention{cause="kms_forbidden"} 1`, "keyherald_rotations_held 1",
+		`keyherald_roster_users{state="overdue"} 0`, `keyherald_kms_request_seconds_count{kms="corporate",outcome="ok"} `, `keyherald_homeserver_request_seconds_count{outcome="2xx",request="send_to_device"} `} {
+		if !strings.Contains(text, "\n"+line) {
+			t.Errorf("/metrics has no %s", line)
+		}
+	}
+}
+
+// One rotation was notified of, and the other was found.
+func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
+	text := scrape(ctx, t, w)
 	for _, line := range []string{`keyherald_rotations{state="done"} 2`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
 		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`, `keyherald_reconcile_looks_total{kms="corporate",result="found"} 1`} {
-		if !strings.Contains(string(text), line+"\n") {
+		if !strings.Contains(text, line+"\n") {
 			t.Errorf("/metrics has no %s", line)
 		}
 	}

@@ -13,9 +13,11 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/roster"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -154,6 +156,16 @@ func TestTheQueriesForAuditorsAnswerWhatTheirPageShows(t *testing.T) {
 	if w.engine.Retry(ctx, done.ID, ada) == nil {
 		t.Fatal("what is done was retried")
 	}
+	enforcer, err := enforce.New(enforce.Config{DB: w.db, Engine: w.engine})
+	check(t, err)
+	onLeave := roster.Exemption{Reason: "on leave", Until: time.Now().Add(time.Hour)}
+	_, err = enforcer.ApplyRoster(ctx, enforce.Roster{Entries: []roster.Entry{{UserID: w.alice}, {UserID: bob, Exemption: onLeave}}}, ada)
+	check(t, err)
+	wait(t, "the status that names the new version", func() bool {
+		standings, err := enforcer.Standings(ctx, enforce.StandingFilter{})
+		check(t, err)
+		return standings[0].State == roster.Current
+	})
 	s := newSigner(t, w.database)
 	sealAll(t, s)
 

@@ -73,6 +73,7 @@ func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
 	if base64.RawStdEncoding.EncodeToString(copied) != newKey.RevealBase64() {
 		t.Error("a new login does not find the new key in secret storage")
 	}
+	w.checkKeyVersion(t, done)
 	outcomes, err := w.db.Outcomes(ctx, done.ID)
 	check(t, err)
 	if outcomes["sent"] != 2 || outcomes["skipped_unverified"] != 1 {

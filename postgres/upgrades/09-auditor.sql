@@ -22,11 +22,11 @@ $$;
 CREATE FUNCTION audit_rotation(body BYTEA) RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT CASE WHEN position('"rotation":"'::bytea IN body) > 0 THEN encode(substring(body FROM position('"rotation":"'::bytea IN body) + 12 FOR 36), 'escape') END
 $$;
--- Whether an event may be a refusal, an act of the command line, about a device or about the log: some that are not may be
+-- Whether an event may be a refusal, an act of the command line, about a device, the roster or the log: some that are not may be
 -- among them, and none that is can be missing, however its letters are written.
 CREATE FUNCTION audit_notable(body BYTEA) RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT position('refused'::bytea IN body) > 0 OR position('local:'::bytea IN body) > 0 OR position('device.'::bytea IN body) > 0
-		OR position('enrollment'::bytea IN body) > 0 OR position('audit.'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
+		OR position('enrollment'::bytea IN body) > 0 OR position('audit.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
 $$;
 CREATE INDEX audit_event_rotation ON audit_event (audit_rotation(body));
 CREATE INDEX audit_event_notable ON audit_event (id) WHERE audit_notable(body);
@@ -81,6 +81,8 @@ BEGIN
 			WHEN 'rotation.asked' THEN 'a new key of ' || subject WHEN 'rotation.repeat_asked' THEN 'pushing the key once more' WHEN 'exclusion.lifted' THEN 'including ' || subject || ' again'
 			WHEN 'rotation.released' THEN 'releasing what is held' WHEN 'triggers.frozen' THEN 'stopping all triggers' WHEN 'triggers.thawed' THEN 'letting triggers go again'
 			WHEN 'enrollment_code.created' THEN 'an enrollment code for ' || subject WHEN 'device.revoked' THEN 'revoking ' || subject
+			WHEN 'roster.applied' THEN 'another roster' WHEN 'roster.user_added' THEN 'putting ' || subject || ' on the roster' WHEN 'roster.user_left' THEN 'taking ' || subject || ' off the roster'
+			WHEN 'roster.exempted' THEN 'an exemption of ' || subject WHEN 'roster.exemption_ended' THEN 'ending the exemption of ' || subject
 			WHEN 'database.restored' THEN 'declaring a restore' WHEN 'audit.loss_accepted' THEN 'accepting a loss of the log' WHEN 'audit.redacted' THEN 'redacting the detail of ' || subject
 			ELSE action END;
 		RETURN format('%s asked for %s and was refused: %s.', who, asked, why);
@@ -137,6 +139,13 @@ BEGIN
 		WHEN 'rotation.retried' THEN CASE WHEN known ->> 'restored' = 'true' THEN 'After a restore of the database it begins again.' ELSE who || ' asked for another attempt.' END
 		WHEN 'rotation.cancelled' THEN who || ' cancelled the rotation.'
 		WHEN 'rotation.cancel_queued' THEN CASE outcome WHEN 'refused' THEN format('%s could not be told of the cancellation: %s.', device, why) ELSE format('The word to %s that it is cancelled was encrypted.', device) END
+		WHEN 'roster.applied' THEN format('%s applied a roster of %s users: %s came, %s left, %s were exempted, %s exemptions were taken back.', who, COALESCE(known ->> 'users', gone), COALESCE(known ->> 'added', gone),
+			COALESCE(known ->> 'left', gone), COALESCE(known ->> 'exempted', gone), COALESCE(known ->> 'exemptions_ended', gone))
+		WHEN 'roster.user_added' THEN format('%s put %s on the roster.', who, subject)
+		WHEN 'roster.user_left' THEN format('%s took %s off the roster: %s rotations were cancelled, %s devices revoked, %s enrollment codes are void.', who, subject, COALESCE(known ->> 'rotations', gone),
+			COALESCE(known ->> 'devices', gone), COALESCE(known ->> 'codes', gone))
+		WHEN 'roster.exempted' THEN format('%s exempted %s until %s%s.', who, subject, COALESCE(to_char(to_timestamp((known ->> 'until')::bigint / 1000.0) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'), gone), because)
+		WHEN 'roster.exemption_ended' THEN format('%s took the exemption of %s back.', who, subject)
 		WHEN 'enrollment_code.created' THEN format('%s made an enrollment code for %s.', who, subject)
 		WHEN 'enrollment_code.burned' THEN format('%s tried wrong codes too often, so the open ones are void.', subject)
 		WHEN 'enrollment.refused' THEN format('%s asked to be enrolled and was refused: %s.', subject, why)

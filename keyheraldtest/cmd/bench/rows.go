@@ -38,6 +38,9 @@ func all() []measured {
 		{"reconcile", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Reconcile(ctx, 10_000, min(s.rounds, 5))
 		}},
+		{"compliance", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.Compliance(ctx, 20_000, s.rounds)
+		}},
 		{"delivery/10", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			sdk, err := interop.InstallJS(ctx, os.Stderr)
 			if err != nil {

@@ -1,0 +1,61 @@
+package relay
+
+import (
+	"context"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/postgres"
+)
+
+// Left is what ended for a user whom nothing is done for any more.
+type Left struct{ Rotations, Devices, Codes int }
+
+// Leave ends everything that is under way for users, within the caller's transaction: open enrollment codes are void, devices
+// revoked and rotations cancelled, all of them told as Revoke and Cancel have them told. The reason stands with each device.
+func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reason, actor audit.Actor) (map[id.UserID]Left, error) {
+	left := map[id.UserID]Left{}
+	if len(users) == 0 {
+		return left, nil
+	}
+	// Codes before devices and devices before rotations, as enrollments and reports lock them. A device that enrolls
+	// meanwhile has locked its code: it is among the devices then.
+	codes, err := e.db.BurnCodes(ctx, users, e.now())
+	if err != nil {
+		return nil, err
+	}
+	for user, n := range codes {
+		left[user] = Left{Codes: n}
+	}
+	devices, err := e.db.LockDevicesOf(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range devices {
+		if err := e.db.SetDeviceState(ctx, d.ID, postgres.Revoked); err != nil {
+			return nil, err
+		}
+		err := e.db.Append(ctx, audit.Event{Time: e.now(), Actor: actor, Action: audit.DeviceRevoked, Subject: subjectOf(d), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.Text("reason", reason)}})
+		if err != nil {
+			return nil, err
+		}
+		l := left[d.UserID]
+		l.Devices++
+		left[d.UserID] = l
+	}
+	rotations, err := e.db.LockOpenRotations(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rotations {
+		if err := e.cancel(ctx, r, actor); err != nil {
+			return nil, err
+		}
+		l := left[r.UserID]
+		l.Rotations++
+		left[r.UserID] = l
+	}
+	return left, e.db.Notify(ctx, WorkChannel, "")
+}
