@@ -108,3 +108,28 @@ func moved(before, now int) string {
 func Started(version, host string) Text {
 	return Text{Title: "Keyherald starts", Parts: []Part{{Says: "Version " + Foreign(version) + " on " + Foreign(host) + "."}}}
 }
+
+// Campaign is how a campaign stands when it ended or goes on no more by itself. State and Why are words of the log; Reason is
+// what its initiator wrote.
+type Campaign struct {
+	ID                      string
+	State, Why, Reason      string
+	Done, Failing, UnderWay int
+}
+
+// CampaignMoved is told when a campaign is finished, stopped, paused or aborted.
+func CampaignMoved(c Campaign) Text {
+	state := Foreign(strings.ReplaceAll(c.State, "_", " "))
+	text := Text{Title: "A campaign is " + state}
+	says := "Campaign " + Foreign(c.ID) + " is " + state
+	if c.Why != "" {
+		says += ", since: " + Foreign(strings.ReplaceAll(c.Why, "_", " "))
+	}
+	says += "."
+	if reason := Foreign(c.Reason); reason != "" {
+		says += " It was started for: " + reason + "."
+	}
+	text.Parts = append(text.Parts, Part{Says: says},
+		Part{Says: fmt.Sprintf("Done: %d. Failing: %d. Under way: %d. keyherald campaign watch shows who is stuck, why, and what to do.", c.Done, c.Failing, c.UnderWay)})
+	return text
+}

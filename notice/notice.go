@@ -126,6 +126,9 @@ type Session struct {
 	// admitted is set when the members of the admin room are those of the configuration.
 	admitted   bool
 	admitAgain time.Time
+	// frozen and counted are who had stopped all triggers when things were looked at for the admin room, and when that was.
+	frozen  string
+	counted time.Time
 	// pausedUntil is when the homeserver takes requests again.
 	pausedUntil time.Time
 }

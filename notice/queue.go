@@ -20,6 +20,8 @@ import (
 const (
 	// every is how often rows are looked at where nobody says that they changed.
 	every = 5 * time.Second
+	// countEvery is how often all rotations are counted for the admin room.
+	countEvery = 30 * time.Second
 	// perDay bounds the notices to a user within a day, whatever his rotations do.
 	perDay = 5
 	// tooLate is how old something may be that is still told: after a day without a bot it is no news.
@@ -136,10 +138,31 @@ func (s *Session) queueForAdmins(ctx context.Context) error {
 	if len(s.Admins) == 0 {
 		return nil
 	}
-	status, err := s.status(ctx)
+	frozen := ""
+	freeze, is, err := s.DB.Frozen(ctx, false)
 	if err != nil {
 		return err
 	}
+	if is {
+		frozen = freeze.By
+	}
+	// Counting reads every rotation; whether triggers are stopped is one row.
+	now := s.Now()
+	if frozen == s.frozen && now.Sub(s.counted) < countEvery {
+		return nil
+	}
+	status, err := s.status(ctx, frozen)
+	if err != nil {
+		return err
+	}
+	err = s.tellStatus(ctx, status, now)
+	if err == nil {
+		s.frozen, s.counted = frozen, now
+	}
+	return err
+}
+
+func (s *Session) tellStatus(ctx context.Context, status Status, now time.Time) error {
 	return s.txn(ctx, func(ctx context.Context) error {
 		raw, toldAt, err := s.DB.NoticeDigest(ctx)
 		if err != nil {
@@ -151,7 +174,6 @@ func (s *Session) queueForAdmins(ctx context.Context) error {
 				return fmt.Errorf("reading what the admin room was told: %w", err)
 			}
 		}
-		now := s.Now()
 		text, tell := Digest(told, status, toldAt, now)
 		if !tell {
 			return nil
@@ -166,22 +188,15 @@ func (s *Session) queueForAdmins(ctx context.Context) error {
 	})
 }
 
-func (s *Session) status(ctx context.Context) (Status, error) {
+func (s *Session) status(ctx context.Context, frozen string) (Status, error) {
 	counts, err := s.DB.Counts(ctx)
 	if err != nil {
 		return Status{}, err
 	}
 	status := Status{Held: counts.Held, Failed: counts.Rotations[string(rotation.Failed)] + counts.Rotations[string(rotation.TimedOut)],
-		NeedEnrollment: counts.Devices[string(postgres.NeedsEnrollment)]}
+		NeedEnrollment: counts.Devices[string(postgres.NeedsEnrollment)], Frozen: frozen}
 	if len(counts.Attention) > 0 {
 		status.Attention = counts.Attention
-	}
-	freeze, frozen, err := s.DB.Frozen(ctx, false)
-	if err != nil {
-		return Status{}, err
-	}
-	if frozen {
-		status.Frozen = freeze.By
 	}
 	if s.Sealed {
 		waiting, oldest, err := s.DB.Unsealed(ctx)

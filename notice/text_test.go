@@ -204,6 +204,27 @@ func TestTheAdminRoomIsToldOfChangesAndNotTooOften(t *testing.T) {
 	checkText(t, notice.Started("v0.1.0-3-gabcdef", "server.example.org"))
 }
 
+func TestACampaignThatMovedIsToldWithItsNumbers(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		campaign notice.Campaign
+		says     []string
+	}{
+		{"finished", notice.Campaign{ID: "019a-b", State: "finished", Reason: "yearly, see https://tickets.example/1", Done: 990, Failing: 10}, []string{"A campaign is finished", "Campaign 019a-b is finished.", "yearly see https tickets example 1", "Done: 990. Failing: 10. Under way: 0."}},
+		{"stopped", notice.Campaign{ID: "019a-b", State: "stopped", Why: "too_many_failing", Done: 10, Failing: 30, UnderWay: 5}, []string{"is stopped, since: too many failing."}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := notice.CampaignMoved(test.campaign)
+			checkText(t, text)
+			for _, says := range test.says {
+				if !strings.Contains(text.Plain(), says) {
+					t.Errorf("it does not say %q:\n%s", says, text.Plain())
+				}
+			}
+		})
+	}
+}
+
 func TestAUserWhoLeftIsInvitedAgainSeldom(t *testing.T) {
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	for _, test := range []struct {

@@ -58,6 +58,10 @@ type world struct {
 	// says is what the bot says in rooms; without a database it says nothing. notices is that of the running server.
 	says    notice.Config
 	notices *notice.Notices
+	// serverDB, where it is there, is the database as the server sees it, and whole the test that a server belongs to which a
+	// part of it starts.
+	serverDB *postgres.DB
+	whole    *testing.T
 }
 
 // newWorld is a world with its server running until the test ends.
