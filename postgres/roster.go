@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
 
@@ -122,6 +123,18 @@ func (db *DB) BurnCodes(ctx context.Context, users []id.UserID, now time.Time) (
 // LockDevicesOf reads the devices of users that are not revoked, and locks them until the transaction ends.
 func (db *DB) LockDevicesOf(ctx context.Context, users []id.UserID) ([]Device, error) {
 	return db.devices(ctx, `user_id = ANY ($1) AND state <> 'revoked' ORDER BY id FOR UPDATE`, pq.Array(users))
+}
+
+// RevokeDevices revokes devices; that their events are appended, and they are told, is for the caller.
+func (db *DB) RevokeDevices(ctx context.Context, devices []Device) error {
+	keys := make([]uuid.UUID, len(devices))
+	for i, d := range devices {
+		keys[i] = d.ID
+	}
+	if _, err := db.Exec(ctx, `UPDATE device SET state = 'revoked' WHERE id = ANY ($1::uuid[])`, pq.Array(keys)); err != nil {
+		return fmt.Errorf("revoking devices: %w", err)
+	}
+	return nil
 }
 
 // LockOpenRotations reads the open rotations of users, and locks them until the transaction ends, newest first as everybody.

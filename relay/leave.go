@@ -6,7 +6,6 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/postgres"
 )
 
 // Left is what ended for a user whom nothing is done for any more.
@@ -32,18 +31,20 @@ func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reas
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range devices {
-		if err := e.db.SetDeviceState(ctx, d.ID, postgres.Revoked); err != nil {
-			return nil, err
-		}
-		err := e.db.Append(ctx, audit.Event{Time: e.now(), Actor: actor, Action: audit.DeviceRevoked, Subject: subjectOf(d), Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.Text("reason", reason)}})
-		if err != nil {
-			return nil, err
-		}
+	// All at once: a department that leaves is thousands, and others wait for these locks.
+	if err := e.db.RevokeDevices(ctx, devices); err != nil {
+		return nil, err
+	}
+	revoked := make([]audit.Event, len(devices))
+	for i, d := range devices {
+		revoked[i] = audit.Event{Time: e.now(), Actor: actor, Action: audit.DeviceRevoked, Subject: subjectOf(d), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.Text("reason", reason)}}
 		l := left[d.UserID]
 		l.Devices++
 		left[d.UserID] = l
+	}
+	if err := e.db.Append(ctx, revoked...); err != nil {
+		return nil, err
 	}
 	rotations, err := e.db.LockOpenRotations(ctx, users)
 	if err != nil {

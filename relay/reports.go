@@ -11,6 +11,7 @@ import (
 	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/roster"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -91,8 +92,7 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	return nil
 }
 
-// keepVersion keeps since when a key-backup version is there, which is what a key's age counts from. The device's clock says
-// when it created it; but a time that is not between the rotation's begin and now is none, and this one is taken.
+// keepVersion keeps since when a key-backup version is there, which is what a key's age counts from.
 func (s *Session) keepVersion(ctx context.Context, r postgres.Rotation, report protocol.Progress, now time.Time) error {
 	if report.Stage != protocol.StageBackupCreated || report.Backup == nil || report.Backup.Version == "" {
 		return nil
@@ -100,10 +100,7 @@ func (s *Session) keepVersion(ctx context.Context, r postgres.Rotation, report p
 	if !report.Backup.Created {
 		return s.db.SawKeyVersion(ctx, r.UserID, report.Backup.Version, report.Backup.PublicKey, now)
 	}
-	at := report.At.Time()
-	if at.After(now) || at.Before(r.CreatedAt) {
-		at = now
-	}
+	at := roster.KeyCreated(report.At.Time(), r.CreatedAt, now)
 	return s.db.CreatedKeyVersion(ctx, r.UserID, report.Backup.Version, report.Backup.PublicKey, at)
 }
 

@@ -36,13 +36,15 @@ func (b BadLine) Unwrap() error { return b.Err }
 
 // ParseCSV reads a whole roster: a header, then a user a line. A byte order mark and CRLF are taken. A day as the end of an
 // exemption is in it. Where anything is wrong the answer is an error alone, a BadLine where it is about a line.
-func ParseCSV(in io.Reader) ([]Entry, error) {
-	raw, err := io.ReadAll(io.LimitReader(in, maxCSV+1))
+func ParseCSV(in io.Reader) ([]Entry, error) { return parseCSV(in, maxCSV, MostUsers) }
+
+func parseCSV(in io.Reader, mostBytes int64, mostUsers int) ([]Entry, error) {
+	raw, err := io.ReadAll(io.LimitReader(in, mostBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the roster: %w", err)
 	}
-	if len(raw) > maxCSV {
-		return nil, fmt.Errorf("the roster has more than %d MiB: a user is a line", maxCSV>>20)
+	if int64(len(raw)) > mostBytes {
+		return nil, fmt.Errorf("the roster has more than %d bytes: a user is a line", mostBytes)
 	}
 	raw = bytes.TrimPrefix(raw, []byte("\ufeff"))
 	reader := csv.NewReader(bytes.NewReader(raw))
@@ -73,8 +75,8 @@ func ParseCSV(in io.Reader) ([]Entry, error) {
 		if before, ok := lines[entry.UserID]; ok {
 			return nil, BadLine{line, fmt.Errorf("%s is on line %d already", entry.UserID, before)}
 		}
-		if len(entries) == MostUsers {
-			return nil, BadLine{line, fmt.Errorf("a roster has at most %d users", MostUsers)}
+		if len(entries) == mostUsers {
+			return nil, BadLine{line, fmt.Errorf("a roster has at most %d users", mostUsers)}
 		}
 		lines[entry.UserID] = line
 		entries = append(entries, entry)

@@ -71,16 +71,15 @@ func TestARosterIsReadWholeOrRefusedWithTheLine(t *testing.T) {
 }
 
 func TestAFileThatIsTooLargeIsRefused(t *testing.T) {
-	if _, err := ParseCSV(strings.NewReader("user_id\n" + strings.Repeat("\n", maxCSV))); err == nil || !strings.Contains(err.Error(), "MiB") {
+	const file = "user_id\n@a:example.org\n@b:example.org\n"
+	if entries, err := parseCSV(strings.NewReader(file), int64(len(file)), 2); err != nil || len(entries) != 2 {
+		t.Errorf("what is just not too large is answered with %v", err)
+	}
+	if _, err := parseCSV(strings.NewReader(file), int64(len(file))-1, 2); err == nil || !strings.Contains(err.Error(), "bytes") {
 		t.Errorf("it was answered with %v", err)
 	}
-	var b strings.Builder
-	b.WriteString("user_id\n")
-	for i := range MostUsers + 1 {
-		fmt.Fprintf(&b, "@u%d:example.org\n", i)
-	}
 	var bad BadLine
-	if _, err := ParseCSV(strings.NewReader(b.String())); !errors.As(err, &bad) || bad.Line != MostUsers+2 {
+	if _, err := parseCSV(strings.NewReader(file), int64(len(file)), 1); !errors.As(err, &bad) || bad.Line != 3 {
 		t.Errorf("it was answered with %v", err)
 	}
 }

@@ -66,6 +66,15 @@ type Key struct {
 	OnlySeen bool      `json:"only_seen"`
 }
 
+// KeyCreated is when a key-backup version was created, of which a device tells by its own clock: told, if that is between the
+// rotation's begin and now. A clock that says otherwise is wrong, and the report's arrival is taken.
+func KeyCreated(told, begun, now time.Time) time.Time {
+	if told.Before(begun) || told.After(now) {
+		return now
+	}
+	return told
+}
+
 // Rotation is what matters here of a rotation.
 type Rotation struct {
 	ID         uuid.UUID          `json:"id"`

@@ -186,6 +186,24 @@ func TestEverybodyIsInExactlyOneStateAndWhoIsNotCurrentHasSomethingToDo(t *testi
 	})
 }
 
+func TestAClockThatCannotBeRightIsNotTaken(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		told, want float64
+	}{
+		{"while the rotation was under way", 50, 50},
+		{"in the moment it began", 10, 10},
+		{"now", 100, 100},
+		{"before the rotation", 9, 100},
+		{"never set", -1e6, 100},
+		{"in the future", 101, 100},
+	} {
+		if got := KeyCreated(hour(test.told), hour(10), hour(100)); !got.Equal(hour(test.want)) {
+			t.Errorf("%s: it is %s", test.name, got)
+		}
+	}
+}
+
 func TestComplianceIsAlwaysToldWithBothNumbers(t *testing.T) {
 	for _, test := range []struct {
 		name   string

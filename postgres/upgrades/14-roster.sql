@@ -12,8 +12,12 @@ CREATE INDEX rotation_last ON rotation (user_id, id DESC) WHERE state NOT IN ('s
 
 -- Who was on the roster at a time. An exemption counts from when its user was last added, and ends by itself.
 CREATE FUNCTION auditor.roster_at(moment TIMESTAMPTZ) RETURNS TABLE (user_id TEXT, since TIMESTAMPTZ, exempt_reason TEXT, exempt_until TIMESTAMPTZ) LANGUAGE sql STABLE AS $$
+	-- Each event is opened once, and its detail only if it is one of these: opening is what costs (OFFSET 0 keeps it apart).
 	WITH told AS MATERIALIZED (
-		SELECT event AS id, time, action, subject, detail FROM public.audit_opened WHERE notable AND action LIKE 'roster.%' AND outcome = 'accepted' AND time <= moment
+		SELECT id, time, body ->> 'action' AS action, body ->> 'subject' AS subject, public.audit_json(raw) AS detail FROM (
+			SELECT e.id, public.audit_time(e.body) AS time, public.audit_json(e.body) AS body, d.detail AS raw FROM public.audit_event e LEFT JOIN public.audit_detail d ON d.event_id = e.id
+			WHERE public.audit_notable(e.body) AND (position('roster.'::bytea IN e.body) > 0 OR position('\x5c75'::bytea IN e.body) > 0) AND public.audit_time(e.body) <= moment OFFSET 0) opened
+		WHERE body ->> 'action' LIKE 'roster.%' AND body ->> 'outcome' = 'accepted'
 	), membership AS (
 		SELECT DISTINCT ON (subject) subject, id, time, action FROM told WHERE action IN ('roster.user_added', 'roster.user_left') ORDER BY subject, id DESC
 	), exemptions AS (
@@ -32,9 +36,11 @@ CREATE FUNCTION auditor.coverage_at(moment TIMESTAMPTZ) RETURNS TABLE (user_id T
 	status_at TIMESTAMPTZ, backup_version TEXT, holds_key BOOLEAN, drift TEXT, key_since TIMESTAMPTZ, only_seen BOOLEAN, rotation TEXT, state TEXT, held_for TEXT, needs_attention TEXT, failure TEXT)
 	LANGUAGE sql STABLE AS $$
 	WITH told AS MATERIALIZED (
-		SELECT id, time, actor, action, subject, rotation, outcome, detail FROM public.audit_log
-		WHERE action IN ('device.enrolled', 'device.needs_enrollment', 'device.store_went_backwards', 'device.revoked', 'status.reported', 'drift.reported', 'progress.reported', 'rotation.held', 'rotation.failed')
-			AND time <= moment
+		SELECT id, time, body ->> 'actor' AS actor, body ->> 'action' AS action, body ->> 'subject' AS subject, body ->> 'outcome' AS outcome, rotation, public.audit_json(raw) AS detail FROM (
+			SELECT e.id, public.audit_time(e.body) AS time, public.audit_rotation(e.body) AS rotation, public.audit_json(e.body) AS body, d.detail AS raw
+			FROM public.audit_event e LEFT JOIN public.audit_detail d ON d.event_id = e.id WHERE public.audit_time(e.body) <= moment OFFSET 0) opened
+		WHERE body ->> 'action' IN ('device.enrolled', 'device.needs_enrollment', 'device.store_went_backwards', 'device.revoked', 'status.reported', 'drift.reported', 'progress.reported',
+			'rotation.held', 'rotation.failed')
 	), devices AS MATERIALIZED (
 		SELECT DISTINCT ON (subject) subject AS device, regexp_replace(subject, '/[^/]*$', '') AS user_id, action FROM told
 		WHERE action LIKE 'device.%' AND (action <> 'device.revoked' OR outcome = 'accepted') ORDER BY subject, id DESC
