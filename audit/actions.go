@@ -22,6 +22,8 @@ const (
 	RepeatAsked           Action = "rotation.repeat_asked"
 	RepeatQueued          Action = "rotation.repeat_queued"
 	ExclusionLifted       Action = "exclusion.lifted"
+	PolicyChanged         Action = "policy.changed"
+	PolicyOverdue         Action = "policy.overdue"
 	RotationReassigned    Action = "rotation.reassigned"
 	RotationCancelled     Action = "rotation.cancelled"
 	CancelQueued          Action = "rotation.cancel_queued"

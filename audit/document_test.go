@@ -45,11 +45,13 @@ log tell.
 func TestTheDocumentOfEventsIsWhatTheCodeSays(t *testing.T) {
 	var b strings.Builder
 	var looks []string
-	for _, role := range []Role{Notifier, Reconciler, Managed, Sender, Admin, Relay, Signer, Anybody} {
+	for _, role := range []Role{Notifier, Reconciler, Managed, Sender, Admin, Ruler, Relay, Signer, Anybody} {
 		who := string(role)
 		switch role {
 		case Admin:
 			who = "admin, operator, auditor"
+		case Ruler:
+			who = "a rule of the policy"
 		case Sender:
 			who = "sender (of whose device nothing is proved)"
 		}

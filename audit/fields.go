@@ -48,7 +48,7 @@ const (
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
 	uuid.UUID | id.UserID | id.DeviceID | id.RoomID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
-		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter
+		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter | RuleName | PolicyHash
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
@@ -109,6 +109,10 @@ func identifierText(value any) string {
 		return shown(string(v), maxIdentifier)
 	case HostName:
 		return shown(string(v), maxIdentifier)
+	case RuleName:
+		return shown(string(v), 64)
+	case PolicyHash:
+		return shown(string(v), 64)
 	case Filter:
 		return shown(string(v), maxIdentifier)
 	case SoftwareVersion:

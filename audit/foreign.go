@@ -32,6 +32,8 @@ type (
 	HostName        string
 	SoftwareVersion string
 	Filter          string // what somebody who read the log asked for: an actor, or a pattern of actions
+	RuleName        string // of the company's policy
+	PolicyHash      string // the first half of the SHA-256 of a policy's document, in hex
 	PublicKey       string // base64; it enters as its fingerprint alone
 )
 

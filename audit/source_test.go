@@ -141,6 +141,8 @@ var conversions = []string{
 	"cmd/keyherald: audit.SinkName(s.Name)",
 	"cmd/keyherald: audit.SoftwareVersion(build.Main.Version)",
 	"cmd/keyherald: audit.SourceName(name)",
+	"enforce: audit.PolicyHash(hex.EncodeToString(version.SHA256[:sha256.Size / 2]))",
+	"enforce: audit.RuleName(rule.Name)",
 	"intake: audit.CredentialID(keyID)",
 	"intake: audit.SourceName(name)",
 	"intake: audit.SourceName(source)",

@@ -20,6 +20,7 @@ const (
 	Admin      Role = "admin"
 	Operator   Role = "operator"
 	Auditor    Role = "auditor"
+	Ruler      Role = "policy"
 	Relay      Role = "relay"
 	Signer     Role = "signer"
 	Anybody    Role = "anybody"
@@ -36,6 +37,8 @@ func (r Role) looks() string {
 		return "@user:server/DEVICE"
 	case Sender:
 		return "@user:server"
+	case Ruler:
+		return "policy:<rule>"
 	case Admin, Operator, Auditor:
 		return "local:<account>@<host>"
 	}
@@ -73,6 +76,9 @@ func ByLocal(account AccountName, host HostName) Actor {
 	return Actor{Admin.looks(), "local:" + shown(string(account), 128) + "@" + shown(string(host), maxIdentifier)}
 }
 
+// ByPolicy is the server by a rule of the company's policy.
+func ByPolicy(rule RuleName) Actor { return Actor{Ruler.looks(), "policy:" + shown(string(rule), 64)} }
+
 // ByRelay is the server by its own rules.
 func ByRelay() Actor { return Actor{Relay.looks(), string(Relay)} }
 
@@ -95,6 +101,7 @@ const (
 	theDatabase  kindOfSubject = "`database`"
 	theTriggers  kindOfSubject = "`triggers`"
 	theRotations kindOfSubject = "`rotations`"
+	thePolicy    kindOfSubject = "`policy`"
 	theIntake    kindOfSubject = "`intake`"
 	theMessages  kindOfSubject = "`messages`"
 	theAdmins    kindOfSubject = "`admins`"
@@ -145,6 +152,9 @@ func OfTriggers() Subject { return theTriggers.subject() }
 
 // OfRotations are all rotations, or one that is not known.
 func OfRotations() Subject { return theRotations.subject() }
+
+// OfPolicy is the company's policy.
+func OfPolicy() Subject { return thePolicy.subject() }
 
 // OfRoster is the roster as a whole.
 func OfRoster() Subject { return theRoster.subject() }

@@ -88,6 +88,8 @@ const (
 	RefusedUnknownPlace      Refusal = "unknown_place"
 	RefusedNotPushed         Refusal = "not_pushed_last"
 	RefusedLoginByHomeserver Refusal = "login_refused"
+	RefusedPolicy            Refusal = "contradicts_itself"
+	RefusedNotTheNewest      Refusal = "not_the_newest"
 )
 
 // Why what an admin asked for of the roster is refused.
@@ -240,9 +242,9 @@ var (
 		protocol.OutcomeNoOneTimeKey, protocol.OutcomeFailed, protocol.OutcomeSuperseded, protocol.OutcomeAdopted}
 	recoveryCopies = []protocol.RecoveryCopy{protocol.RecoveryCopyWritten, protocol.RecoveryCopyNone, protocol.RecoveryCopyStale}
 	drifts         = []protocol.DriftKind{protocol.DriftKMS, protocol.DriftBackup, protocol.DriftNone}
-	reasons        = []rotation.Reason{rotation.ReasonCompromise, rotation.ReasonDisclosed}
+	reasons        = []rotation.Reason{rotation.ReasonCompromise, rotation.ReasonDisclosed, rotation.ReasonPolicy, rotation.ReasonDrift}
 	states         = []rotation.State{rotation.Received, rotation.WaitingForEnrollment, rotation.Working, rotation.Done, rotation.Failed, rotation.Superseded,
 		rotation.TimedOut, rotation.Cancelled}
-	holds = []rotation.Hold{rotation.HoldStorm, rotation.HoldReadAgain, rotation.HoldLogUnsigned}
+	holds = []rotation.Hold{rotation.HoldStorm, rotation.HoldReadAgain, rotation.HoldLogUnsigned, rotation.HoldPolicy, rotation.HoldWindow}
 	forms = []msc4385.Form{msc4385.FormSend, msc4385.FormPush}
 )

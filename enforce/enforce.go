@@ -4,12 +4,10 @@
 package enforce
 
 import (
-	"context"
 	"errors"
 	"time"
 
 	"github.com/rs/zerolog"
-	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -22,7 +20,7 @@ type Config struct {
 	Engine *relay.Engine
 	// StatusInterval is how often managed devices send a status; default one hour, as theirs.
 	StatusInterval time.Duration
-	// MaxAges says how old keys may be; nil is no bound for anybody.
+	// MaxAges says how old keys may be; nil is as the policy says.
 	MaxAges MaxAges
 	Now     func() time.Time
 	Log     zerolog.Logger
@@ -46,10 +44,9 @@ func New(config Config) (*Enforcer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	if config.MaxAges == nil {
-		config.MaxAges = func(context.Context, time.Time) (func(id.UserID) time.Duration, error) {
-			return func(id.UserID) time.Duration { return 0 }, nil
-		}
+	e := &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, now: config.Now, log: config.Log}
+	if e.maxAges == nil {
+		e.maxAges = e.maxAgesByPolicy
 	}
-	return &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, now: config.Now, log: config.Log}, nil
+	return e, nil
 }

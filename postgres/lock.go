@@ -39,6 +39,14 @@ func (l *Lock) Held(ctx context.Context) error {
 	return nil
 }
 
+// Release gives the lock back at once, and the connection to its pool. Close lets PostgreSQL find out, in its time.
+func (l *Lock) Release(ctx context.Context) error {
+	if _, err := l.conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(hashtextextended('keyherald ' || $1, 0))`, l.name); err != nil {
+		return errors.Join(fmt.Errorf("releasing the lock %q: %w", l.name, err), l.Close())
+	}
+	return l.conn.Close()
+}
+
 // Close ends the connection, not only its use: a pooled one would keep the lock.
 func (l *Lock) Close() error {
 	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })

@@ -14,6 +14,10 @@ import (
 	"github.com/keyherald/keyherald/rotation"
 )
 
+// SourcePolicy is the source of rotations that the policy asks for. It has a bound of its own (PolicyAsked), so it neither
+// counts for the storm limit nor is held by it.
+const SourcePolicy = "policy"
+
 // ChangedUsers counts the users whose rotations were let through since then, and says which of those named are among
 // them or were released. Held rotations do not count, so the count stays near the limit.
 func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.UserID) (changed int, through map[id.UserID]bool, err error) {
@@ -33,7 +37,7 @@ func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.User
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
 	}
-	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND released_at IS NULL`, since).Scan(&changed)
+	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND released_at IS NULL AND source <> $2`, since, SourcePolicy).Scan(&changed)
 	if err != nil {
 		return 0, nil, fmt.Errorf("counting the users whose keys changed: %w", err)
 	}
@@ -89,6 +93,24 @@ func (db *DB) ReleaseHeldFor(ctx context.Context, hold rotation.Hold, at time.Ti
 		return nil, fmt.Errorf("releasing rotations: %w", err)
 	}
 	return held, nil
+}
+
+// ReleaseHeld lets go those of the rotations that are held for this, and returns them.
+func (db *DB) ReleaseHeld(ctx context.Context, keys []uuid.UUID, hold rotation.Hold, at time.Time) ([]Rotation, error) {
+	held, err := db.rotations(ctx, `r.id = ANY($1) AND r.held_for = $2 AND r.held AND r.ended_at IS NULL ORDER BY r.id FOR UPDATE`, pq.Array(keys), hold)
+	if err != nil || len(held) == 0 {
+		return nil, err
+	}
+	_, err = db.Exec(ctx, `UPDATE rotation SET held = false, held_for = '', released_at = $2, next_action = '', updated_at = $2 WHERE id = ANY($1)`, pq.Array(keysOf(held)), at)
+	if err != nil {
+		return nil, fmt.Errorf("releasing rotations: %w", err)
+	}
+	return held, nil
+}
+
+// HeldFor lists the open rotations that are held for this.
+func (db *DB) HeldFor(ctx context.Context, hold rotation.Hold) ([]Rotation, error) {
+	return db.rotations(ctx, `r.held_for = $1 AND r.held AND r.ended_at IS NULL ORDER BY r.id`, hold)
 }
 
 func keysOf(rotations []Rotation) []uuid.UUID {

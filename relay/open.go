@@ -9,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/policy"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -57,6 +58,9 @@ func (e *Engine) open(ctx context.Context, changes []Change, now time.Time) ([]u
 		if o.seen, err = e.db.Seen(ctx, read); err != nil {
 			return nil, nil, err
 		}
+		if o.policy, err = e.policy(ctx); err != nil {
+			return nil, nil, err
+		}
 	}
 	rotations := make([]uuid.UUID, len(changes))
 	for i, change := range changes {
@@ -101,6 +105,7 @@ type opening struct {
 	now       time.Time
 	at        map[postgres.Place][]*postgres.Rotation // newest first
 	seen      map[postgres.Place]string               // in the KMS, where a key of the place was read
+	policy    *policy.Policy                          // where a key was read, and there is one
 	opened    []*postgres.Rotation
 	overtaken []uuid.UUID
 	// bound are rotations whose key a device made, by the version that it is told to be.
@@ -170,13 +175,12 @@ func (o *opening) takeRead(change Change, others []*postgres.Rotation) (uuid.UUI
 		return uuid.Nil, err
 	}
 	fresh.ReadVersion = judged.Version
-	if judged.Again {
+	hold, nextAction := o.holdRead(fresh, judged.Again)
+	if hold != rotation.HoldNone {
 		// What is under way goes on: it is not sure that this one ever will.
-		fresh.Held, fresh.HeldFor = true, rotation.HoldReadAgain
-		fresh.NextAction = "admin: the key was read again within an hour of a rotation for the same reason: see by whom (keyherald audit list), and release it once that has ended (keyherald rotations release " +
-			fresh.ID.String() + "), or cancel it"
+		fresh.Held, fresh.HeldFor, fresh.NextAction = true, hold, nextAction
 		o.events = append(o.events, audit.Event{Time: o.now, Actor: audit.ByRelay(), Action: audit.RotationHeld, Subject: audit.OfUser(fresh.UserID), Rotation: fresh.ID,
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("for", rotation.HoldReadAgain)}})
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("for", hold)}})
 	} else {
 		o.supersedeOthers(fresh, change, others)
 	}

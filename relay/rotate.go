@@ -27,6 +27,10 @@ type RotateRequest struct {
 	OldBackupGrace *time.Duration
 	// ReplaceRecovery asks for a new recovery key as well.
 	ReplaceRecovery bool
+	// Source is who asks, as the rotation shows it; empty is an admin.
+	Source string
+	// DueAt is when the key reached its greatest age, where a policy asks for that.
+	DueAt time.Time
 }
 
 // ErrNotPossible means that the rotation is not in a state for what was asked; the error says what to do instead.
@@ -67,6 +71,9 @@ func (e *Engine) Rotate(ctx context.Context, request RotateRequest, actor audit.
 		if request.Reason != rotation.ReasonChanged {
 			event.Detail = append(event.Detail, audit.Word("reason", request.Reason))
 		}
+		if !request.DueAt.IsZero() {
+			event.Detail = append(event.Detail, audit.Time("due_at", request.DueAt))
+		}
 		return e.db.Append(ctx, append(events, event)...)
 	})
 	return opened, err
@@ -75,6 +82,9 @@ func (e *Engine) Rotate(ctx context.Context, request RotateRequest, actor audit.
 func (e *Engine) asChange(ctx context.Context, request RotateRequest, actor audit.Actor) (Change, error) {
 	change := Change{Source: sourceAdmin, Actor: actor, UserID: request.UserID, Secret: protocol.SecretMegolmBackup, Reason: request.Reason,
 		Action: protocol.ActionRotate, ReplaceRecovery: request.ReplaceRecovery, KMS: protocol.KMSRef{Name: request.KMS, Path: request.Path}}
+	if request.Source != "" {
+		change.Source = request.Source
+	}
 	if request.OldBackupGrace != nil {
 		seconds := protocol.Seconds(request.OldBackupGrace.Seconds())
 		change.OldBackupGrace = &seconds

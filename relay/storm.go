@@ -29,7 +29,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 	var events []audit.Event
 	for i := range opened {
 		r := &opened[i]
-		if through[r.UserID] || r.Held || r.Facts.State.Ended() {
+		if through[r.UserID] || r.Held || r.Facts.State.Ended() || r.Source == postgres.SourcePolicy {
 			continue
 		}
 		if changed >= e.storm.Users && enrolled < 0 {
@@ -49,6 +49,9 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 	}
 	return events, nil
 }
+
+// Storm is the limit that the engine goes by.
+func (e *Engine) Storm() rotation.StormLimit { return e.storm }
 
 // Release lets held rotations go: those named, or all for none named. It returns how many.
 func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Actor) (released int, err error) {
@@ -76,6 +79,23 @@ func (e *Engine) Release(ctx context.Context, keys []uuid.UUID, actor audit.Acto
 		return 0, err
 	}
 	return len(held), nil
+}
+
+// ReleaseHeld lets a rotation go that the server held by itself and now has go on, if it is held for that still.
+func (e *Engine) ReleaseHeld(ctx context.Context, key uuid.UUID, hold rotation.Hold) error {
+	return e.db.Txn(ctx, func(ctx context.Context) error {
+		now := e.now()
+		released, err := e.db.ReleaseHeld(ctx, []uuid.UUID{key}, hold, now)
+		if err != nil || len(released) == 0 {
+			return err
+		}
+		err = e.db.Append(ctx, audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.RotationReleased, Subject: audit.OfUser(released[0].UserID), Rotation: key,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("for", hold)}})
+		if err != nil {
+			return err
+		}
+		return e.db.Notify(ctx, WorkChannel, "")
+	})
 }
 
 // releaseRefused tells of each rotation that was named why it was not released. That nothing is held is no error where

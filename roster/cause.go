@@ -17,6 +17,7 @@ const (
 	DeviceSilent          Cause = "device_silent"
 	HeldForRelease        Cause = "held"
 	HeldForSigning        Cause = "held_until_signed"
+	HeldForWindow         Cause = "held_until_window"
 	RotationFailed        Cause = "rotation_failed"
 	RotationTimedOut      Cause = "rotation_timed_out"
 	NoKeyBackup           Cause = "no_key_backup"
@@ -43,6 +44,7 @@ var remedies = []Remedy{
 	{DeviceSilent, "operator", "no managed device of the user has sent a status for three intervals: is it running (keyherald-device run), and does it reach the homeserver?"},
 	{HeldForRelease, "admin", "the rotation is held: keyherald rotations release lets it go"},
 	{HeldForSigning, "operator", "the rotation waits until the audit log is signed again: see to the signer"},
+	{HeldForWindow, "admin", "the rotation waits until a window of the user's policy opens; keyherald rotations release lets it go before"},
 	{RotationFailed, "admin", "the rotation failed for good: see why (keyherald rotations show), mend it, then retry (keyherald rotations retry)"},
 	{RotationTimedOut, "admin", "the rotation was open for 30 days and was given up: retry it (keyherald rotations retry)"},
 	{NoKeyBackup, "admin", "the user has no key backup yet: begin his first rotation (keyherald rotate)"},

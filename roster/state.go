@@ -161,7 +161,7 @@ func (c Config) Classify(facts Facts, maxAge time.Duration, now time.Time) Stand
 
 	case open.Attention != "":
 		return is(NeedsAttention, Cause(open.Attention), open, open.NextAction)
-	case open.Held && open.HeldFor != rotation.HoldLogUnsigned:
+	case open.Held && open.HeldFor != rotation.HoldLogUnsigned && open.HeldFor != rotation.HoldWindow:
 		return is(NeedsAttention, HeldForRelease, open, open.NextAction)
 	case open.ID == uuid.Nil && last.State == rotation.Failed:
 		return is(NeedsAttention, cmp.Or(Cause(last.Failure), RotationFailed), last, nextActionOf(RotationFailed))
@@ -173,6 +173,8 @@ func (c Config) Classify(facts Facts, maxAge time.Duration, now time.Time) Stand
 	case now.Sub(status.At) > c.Silence():
 		return is(Unknown, DeviceSilent, open, "")
 
+	case open.ID != uuid.Nil && open.Held && open.HeldFor == rotation.HoldWindow:
+		return is(InProgress, HeldForWindow, open, open.NextAction)
 	case open.ID != uuid.Nil && open.Held:
 		return is(InProgress, HeldForSigning, open, open.NextAction)
 	case open.ID != uuid.Nil:

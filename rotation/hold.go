@@ -4,22 +4,28 @@ package rotation
 type Hold string
 
 // The holds: an admin's release after a storm of changes, or where the key that was made for a disclosed one was read as
-// well; or the audit log being signed again.
+// well, or where the user's policy leaves a disclosed key to people; the window of that policy; or the audit log being
+// signed again.
 const (
 	HoldNone        Hold = ""
 	HoldStorm       Hold = "storm"
 	HoldReadAgain   Hold = "read_again"
 	HoldLogUnsigned Hold = "log_unsigned"
+	HoldPolicy      Hold = "policy"
+	HoldWindow      Hold = "window"
 )
 
 // Reason is why a key was rotated.
 type Reason string
 
-// The reasons that are told apart: a plain change, and a key that somebody else may have.
+// The reasons that are told apart: a plain change, a key that somebody else may have, one that is as old as its policy
+// allows, and a key backup that somebody else replaced.
 const (
 	ReasonChanged    Reason = ""
 	ReasonCompromise Reason = "compromise"
 	ReasonDisclosed  Reason = "disclosed"
+	ReasonPolicy     Reason = "policy"
+	ReasonDrift      Reason = "drift"
 )
 
 // Urgent reports whether a rotation goes on where others wait for the audit log to be signed: what it leaves undone is

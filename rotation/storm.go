@@ -18,8 +18,11 @@ const StormWindow = time.Hour
 // Holds reports whether a change of one more user is held: changed users were let through within the window, of
 // enrolled users altogether.
 func (l StormLimit) Holds(changed, enrolled int) bool {
-	return !l.Off() && changed >= max(l.Users, enrolled*l.Percent/100)
+	return !l.Off() && changed >= l.Most(enrolled)
 }
+
+// Most is how many users may change within the window, of enrolled users altogether.
+func (l StormLimit) Most(enrolled int) int { return max(l.Users, enrolled*l.Percent/100) }
 
 // Off reports whether nobody is ever held, so that nothing needs to be counted.
 func (l StormLimit) Off() bool { return l.Percent >= 100 }

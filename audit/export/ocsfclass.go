@@ -44,32 +44,36 @@ func (c ocsfClass) name(action audit.Action) string {
 	return string(action)
 }
 
-// actionClasses are the actions that are more than a call of the server's: what changes devices, codes, rotations and
-// triggers is Entity Management, reading the log is Datastore Activity, and what somebody must look at is a finding.
+// actionClasses are the actions that are more than a call of the server's: what changes devices, codes, rotations, triggers
+// and the roster is Entity Management, reading the log is Datastore Activity, and what somebody must look at is a finding.
 var actionClasses = map[audit.Action]ocsfClass{
-	audit.CodeCreated:       {class: entityManagement, activity: 1},
-	audit.CodeBurned:        {class: detectionFinding, activity: 1, title: "An enrollment code was tried too often and is burned"},
-	audit.DeviceEnrolled:    {class: entityManagement, activity: 6},
-	audit.EnrollmentRefused: {class: entityManagement, activity: 6},
-	audit.DeviceRevoked:     {class: entityManagement, activity: 7},
-	audit.DeviceWentBack:    {class: detectionFinding, activity: 1, title: "A managed device's store went back to an earlier state, or was copied"},
-	audit.RotationHeld:      {class: entityManagement, activity: 12},
-	audit.RotationReleased:  {class: entityManagement, activity: 13},
-	audit.RotationCancelled: {class: entityManagement, activity: 4},
-	audit.TriggersFrozen:    {class: entityManagement, activity: 12},
-	audit.TriggersThawed:    {class: entityManagement, activity: 13},
-	audit.BotLogin:          {class: authentication, activity: 1},
-	audit.LogRead:           {class: datastoreActivity, activity: 1},
-	audit.LogExported:       {class: datastoreActivity, activity: 1},
-	audit.DetailRedacted:    {class: apiActivity, activity: 4},
-	audit.SealingStopped:    {class: detectionFinding, activity: 1, title: "The audit log is not signed: the database went back, diverged or is damaged"},
-	audit.SealingResumed:    {class: detectionFinding, activity: findingClosed, title: "The audit log is signed again"},
-	audit.EventMissing:      {class: detectionFinding, activity: 1, title: "An event was deleted before it was sealed"},
-	audit.AlterationFound:   {class: detectionFinding, activity: 1, title: "The audit log in the database is not what was sealed"},
-	audit.LossAccepted:      {class: detectionFinding, activity: 1, title: "A part of the audit log is lost, and the loss was accepted"},
+	audit.CodeCreated:          {class: entityManagement, activity: 1},
+	audit.CodeBurned:           {class: detectionFinding, activity: 1, title: "An enrollment code was tried too often and is burned"},
+	audit.DeviceEnrolled:       {class: entityManagement, activity: 6},
+	audit.EnrollmentRefused:    {class: entityManagement, activity: 6},
+	audit.DeviceRevoked:        {class: entityManagement, activity: 7},
+	audit.DeviceWentBack:       {class: detectionFinding, activity: 1, title: "A managed device's store went back to an earlier state, or was copied"},
+	audit.RotationHeld:         {class: entityManagement, activity: 12},
+	audit.RotationReleased:     {class: entityManagement, activity: 13},
+	audit.RotationCancelled:    {class: entityManagement, activity: 4},
+	audit.TriggersFrozen:       {class: entityManagement, activity: 12},
+	audit.TriggersThawed:       {class: entityManagement, activity: 13},
+	audit.RosterUserAdded:      {class: entityManagement, activity: 1},
+	audit.RosterUserLeft:       {class: entityManagement, activity: 4},
+	audit.RosterExempted:       {class: entityManagement, activity: 12},
+	audit.RosterExemptionEnded: {class: entityManagement, activity: 13},
+	audit.BotLogin:             {class: authentication, activity: 1},
+	audit.LogRead:              {class: datastoreActivity, activity: 1},
+	audit.LogExported:          {class: datastoreActivity, activity: 1},
+	audit.DetailRedacted:       {class: apiActivity, activity: 4},
+	audit.SealingStopped:       {class: detectionFinding, activity: 1, title: "The audit log is not signed: the database went back, diverged or is damaged"},
+	audit.SealingResumed:       {class: detectionFinding, activity: findingClosed, title: "The audit log is signed again"},
+	audit.EventMissing:         {class: detectionFinding, activity: 1, title: "An event was deleted before it was sealed"},
+	audit.AlterationFound:      {class: detectionFinding, activity: 1, title: "The audit log in the database is not what was sealed"},
+	audit.LossAccepted:         {class: detectionFinding, activity: 1, title: "A part of the audit log is lost, and the loss was accepted"},
 }
 
-// classOf is what an action is in OCSF: of rotations and devices an update where nothing else is said, and else a call of
+// classOf is what an action is in OCSF: of rotations, devices and the roster an update where nothing else is said, and else a call of
 // the server's, so that an action which is new is there too.
 func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
 	if action == audit.LossAccepted && outcome == audit.Refused {
@@ -79,7 +83,7 @@ func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
 		return as
 	}
 	switch noun, _, _ := strings.Cut(string(action), "."); noun {
-	case "rotation", "device", "enrollment", "enrollment_code":
+	case "rotation", "device", "enrollment", "enrollment_code", "roster":
 		return ocsfClass{class: entityManagement, activity: 3}
 	case "notification":
 		return ocsfClass{class: apiActivity, activity: 1}

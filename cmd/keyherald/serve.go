@@ -25,6 +25,7 @@ import (
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/audit/signer"
+	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -44,6 +45,23 @@ type sweepWorker struct {
 func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 	return w.engine.Sweep(ctx)
 }
+
+// enforceArgs is the periodic job that does what the company's will asks for by itself: policies and campaigns.
+type enforceArgs struct{}
+
+func (enforceArgs) Kind() string { return "enforce" }
+
+type enforceWorker struct {
+	river.WorkerDefaults[enforceArgs]
+	enforcer *enforce.Enforcer
+}
+
+func (w *enforceWorker) Work(ctx context.Context, _ *river.Job[enforceArgs]) error {
+	return w.enforcer.Step(ctx)
+}
+
+// enforceInterval is how often enforceArgs comes: a window is open for minutes at least.
+const enforceInterval = 30 * time.Second
 
 // openDatabase connects as the writer and refuses a schema that does not fit; development mode migrates by itself.
 func openDatabase(ctx context.Context, c config) (*postgres.DB, error) {
@@ -150,10 +168,17 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &sweepWorker{engine: engine})
+	enforcer, err := newEnforcer(c, db, engine, log)
+	if err != nil {
+		return err
+	}
+	river.AddWorker(workers, &enforceWorker{enforcer: enforcer})
 	jobs, err := river.NewClient(riverdatabasesql.New(db.RawDB), &river.Config{
 		Workers: workers, Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 4}},
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(30*time.Second),
-			func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
+			func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true}),
+			river.NewPeriodicJob(river.PeriodicInterval(enforceInterval),
+				func() (river.JobArgs, *river.InsertOpts) { return enforceArgs{}, &river.InsertOpts{MaxAttempts: 1} }, &river.PeriodicJobOpts{RunOnStart: true})},
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the background jobs: %w", err)
@@ -163,10 +188,6 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return err
 	}
 	defer closeSealer()
-	enforcer, err := newEnforcer(c, db, engine, log)
-	if err != nil {
-		return err
-	}
 	metrics.MustRegister(gauges{db, bot, arrivals, sealer}, newCoverage(enforcer))
 	web := newWeb(registration, notifications, bot, sealer, streams, db, metrics)
 	listener, err := listen(c)

@@ -28,6 +28,11 @@ func Read(path string, into any) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
+	return Parse(path, raw, into)
+}
+
+// Parse is Read of what a file holds; path is what mistakes are named by.
+func Parse(path string, raw []byte, into any) (*File, error) {
 	f := &File{path: path}
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
@@ -69,6 +74,9 @@ func explain(err error) string {
 }
 
 var keyPath = regexp.MustCompile(`^[a-z_]+(\.[A-Za-z0-9_-]+|\[[0-9]+\])*`)
+
+// Dir is where the file is, which relative paths in it are relative to.
+func (f *File) Dir() string { return filepath.Dir(f.path) }
 
 // At puts the file and line before an error. By convention such an error begins with the key it is about, as in
 // "bot.user_id is …" or "sources.kms.keys[0]: …"; a key that is missing is looked for at what it belongs to.

@@ -64,7 +64,7 @@ DECLARE
 	known JSONB := COALESCE(detail, '{}');
 	gone TEXT := CASE WHEN detail IS NULL THEN '(redacted)' ELSE '?' END;
 	who TEXT := CASE WHEN actor LIKE 'source:%' THEN 'The source ' || substr(actor, 8) WHEN actor LIKE 'local:%' THEN substr(actor, 7)
-		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald'
+		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald' WHEN actor LIKE 'policy:%' THEN 'The rule ' || substr(actor, 8) || ' of the policy'
 		WHEN actor = 'relay' THEN 'Keyherald' WHEN actor = 'signer' THEN 'The signer' WHEN actor = 'anybody' THEN 'Somebody' ELSE actor END;
 	why TEXT := COALESCE(known ->> 'refusal', gone);
 	device TEXT := regexp_replace(subject, '^.*/', '');
@@ -80,6 +80,7 @@ BEGIN
 			WHEN 'rotation.retried' THEN 'another attempt at the rotation' WHEN 'rotation.cancelled' THEN 'cancelling the rotation'
 			WHEN 'rotation.asked' THEN 'a new key of ' || subject WHEN 'rotation.repeat_asked' THEN 'pushing the key once more' WHEN 'exclusion.lifted' THEN 'including ' || subject || ' again'
 			WHEN 'rotation.released' THEN 'releasing what is held' WHEN 'triggers.frozen' THEN 'stopping all triggers' WHEN 'triggers.thawed' THEN 'letting triggers go again'
+			WHEN 'policy.changed' THEN 'another policy'
 			WHEN 'enrollment_code.created' THEN 'an enrollment code for ' || subject WHEN 'device.revoked' THEN 'revoking ' || subject
 			WHEN 'roster.applied' THEN 'another roster' WHEN 'roster.user_added' THEN 'putting ' || subject || ' on the roster' WHEN 'roster.user_left' THEN 'taking ' || subject || ' off the roster'
 			WHEN 'roster.exempted' THEN 'an exemption of ' || subject WHEN 'roster.exemption_ended' THEN 'ending the exemption of ' || subject
@@ -97,6 +98,8 @@ BEGIN
 		WHEN 'change.found' THEN format('Keyherald asked the KMS and found version %s of %s, the key of %s, which nobody had told of.', version, COALESCE(known ->> 'path', gone), subject)
 		WHEN 'rotation.asked' THEN CASE WHEN actor LIKE 'source:%' THEN format('%s told that %s read the key of %s, so a new one is asked for.', who,
 				COALESCE(known ->> 'reader', CASE WHEN detail IS NULL THEN gone ELSE 'somebody whom it does not name' END), subject)
+			WHEN actor LIKE 'policy:%' THEN format('%s asked for a new key of %s, %s.', who, subject,
+				CASE known ->> 'reason' WHEN 'policy' THEN 'which is as old as it may be' WHEN 'drift' THEN 'whose key backup somebody else replaced' ELSE COALESCE('for the reason ' || (known ->> 'reason'), gone) END)
 			ELSE format('%s asked for a new key of %s%s.', who, subject, because) END
 		WHEN 'rotation.repeat_asked' THEN who || ' asked to push the key once more.'
 		WHEN 'rotation.repeat_queued' THEN CASE outcome WHEN 'refused' THEN format('%s could not be told to push once more: %s.', device, why) ELSE format('The word to %s to push once more was encrypted.', device) END
@@ -104,9 +107,10 @@ BEGIN
 		WHEN 'rotation.superseded' THEN CASE WHEN known ->> 'older_than_known' = 'true' THEN 'A newer version was known already, so there is nothing to do.'
 			ELSE format('The rotation of a newer version, %s, took its place.', COALESCE(known ->> 'by', gone)) END
 		WHEN 'rotation.held' THEN CASE known ->> 'for' WHEN 'storm' THEN format('It is held: too many users changed at once (%s of %s).', known ->> 'users_changed', known ->> 'users_enrolled')
+			WHEN 'policy' THEN 'It is held: by the policy of its user a disclosed key is left to people.' WHEN 'window' THEN 'It is held until a window of its policy opens.'
 			WHEN 'read_again' THEN 'It is held: the key was read again within an hour of a rotation for the same reason.'
 			WHEN 'log_unsigned' THEN 'It is held, since the log has not been signed for a day.' ELSE 'It is held.' END
-		WHEN 'rotation.released' THEN CASE WHEN actor = 'relay' THEN 'The log is signed again, so it goes on.' ELSE who || ' released it.' END
+		WHEN 'rotation.released' THEN CASE WHEN actor = 'relay' AND known ->> 'for' = 'window' THEN 'A window of its policy is open, so it goes on.' WHEN actor = 'relay' AND known ->> 'for' = 'policy' THEN 'The policy leaves it to people no more, so it goes on.' WHEN actor = 'relay' THEN 'The log is signed again, so it goes on.' ELSE who || ' released it.' END
 		WHEN 'rotation.waiting_for_enrollment' THEN format('It waits for a managed device of %s.', subject)
 		WHEN 'trigger.queued' THEN format('A trigger for %s was encrypted (attempt %s).', device, attempt)
 		WHEN 'trigger.sent' THEN format('The homeserver took the trigger (attempt %s).', attempt)
@@ -139,6 +143,8 @@ BEGIN
 		WHEN 'rotation.retried' THEN CASE WHEN known ->> 'restored' = 'true' THEN 'After a restore of the database it begins again.' ELSE who || ' asked for another attempt.' END
 		WHEN 'rotation.cancelled' THEN who || ' cancelled the rotation.'
 		WHEN 'rotation.cancel_queued' THEN CASE outcome WHEN 'refused' THEN format('%s could not be told of the cancellation: %s.', device, why) ELSE format('The word to %s that it is cancelled was encrypted.', device) END
+		WHEN 'policy.changed' THEN format('%s made version %s of the policy, which has %s rules%s.', who, COALESCE(known ->> 'version', gone), COALESCE(known ->> 'rules', gone), because)
+		WHEN 'policy.overdue' THEN format('%s says that the key of %s is overdue: key-backup version %s.', who, subject, COALESCE(known ->> 'backup_version', gone))
 		WHEN 'roster.applied' THEN format('%s applied a roster of %s users: %s came, %s left, %s were exempted, %s exemptions were taken back.', who, COALESCE(known ->> 'users', gone), COALESCE(known ->> 'added', gone),
 			COALESCE(known ->> 'left', gone), COALESCE(known ->> 'exempted', gone), COALESCE(known ->> 'exemptions_ended', gone))
 		WHEN 'roster.user_added' THEN format('%s put %s on the roster.', who, subject)

@@ -1,4 +1,4 @@
--- v14 -> v15 (compatible with v5+): Notices in Matrix, and the rooms that they go to
+-- v15 -> v16 (compatible with v5+): Notices in Matrix, and the rooms that they go to
 CREATE TABLE notice_room (
 	-- A user id, or 'admins' for the admin room.
 	audience   TEXT PRIMARY KEY,
