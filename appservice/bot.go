@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -51,8 +52,9 @@ const (
 
 // Bot holds the lease, logs the one device in, and runs its loops. One replica at a time does.
 type Bot struct {
-	config BotConfig
-	wake   chan struct{}
+	config    BotConfig
+	wake      chan struct{}
+	stopwatch *stopwatch
 
 	mu    sync.Mutex // guards what follows
 	ready bool
@@ -66,7 +68,7 @@ func NewBot(config BotConfig) (*Bot, error) {
 	if config.HomeserverURL == "" || config.ASToken == "" || config.DB == nil || config.NewWorker == nil || config.Holder == "" {
 		return nil, errors.New("appservice: homeserver, token, holder, database and worker are needed")
 	}
-	return &Bot{config: config, wake: make(chan struct{}, 1)}, nil
+	return &Bot{config: config, wake: make(chan struct{}, 1), stopwatch: &stopwatch{next: http.DefaultTransport}}, nil
 }
 
 // Wake says that something may be due. It never blocks.
@@ -162,6 +164,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 	loops.Go(func() { b.work(ctx, worker) })
 	loops.Go(func() { b.send(ctx, endpoint, worker) })
 	loops.Go(func() { b.remember(ctx, client) })
+	loops.Go(func() { b.tellLatency(ctx) })
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
@@ -235,6 +238,9 @@ func (b *Bot) unnamed() (*mautrix.Client, error) {
 		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
+	if b.stopwatch != nil {
+		client.Client = &http.Client{Timeout: client.Client.Timeout, Transport: b.stopwatch}
+	}
 	return client, nil
 }
 

@@ -29,7 +29,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 	var events []audit.Event
 	for i := range opened {
 		r := &opened[i]
-		if through[r.UserID] || r.Held || r.Facts.State.Ended() || r.Source == postgres.SourcePolicy {
+		if through[r.UserID] || r.Held || r.Facts.State.Ended() || r.Source == postgres.SourcePolicy || r.Source == postgres.SourceCampaign {
 			continue
 		}
 		if changed >= e.storm.Users && enrolled < 0 {

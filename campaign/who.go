@@ -1,0 +1,94 @@
+package campaign
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"go.mau.fi/util/glob"
+	"maunium.net/go/mautrix/id"
+)
+
+// Who says whom of the roster a campaign is for: all, those that a glob matches, and those that are named; but for those
+// that Except matches. In a glob * is any text and ? one character.
+type Who struct {
+	All    bool        `json:"all,omitempty"`
+	Globs  []string    `json:"globs,omitempty"`
+	Users  []id.UserID `json:"users,omitempty"`
+	Except []string    `json:"except,omitempty"`
+}
+
+func (w Who) check(kind Kind) error {
+	if w.All == (len(w.Globs)+len(w.Users) > 0) {
+		return errors.New("say whom the campaign is for: all of the roster, or globs and users")
+	}
+	for _, pattern := range slices.Concat(w.Globs, w.Except) {
+		if pattern == "" || glob.Compile(pattern) == nil {
+			return fmt.Errorf("%q is no glob: write one such as @*:example.org", pattern)
+		}
+	}
+	for _, user := range w.Users {
+		if _, _, err := user.Parse(); err != nil {
+			return fmt.Errorf("%q is not a Matrix user id (@name:server)", user)
+		}
+	}
+	return nil
+}
+
+// Meant are those of the users whom a campaign is for, in the order of their ids.
+type Meant struct {
+	Users []id.UserID
+	// Excluded are those that Except matched. NotThere are the named ones that are not among the users, and Unmatched the
+	// globs that matched nobody.
+	Excluded  []id.UserID
+	NotThere  []id.UserID
+	Unmatched []string
+}
+
+// Choose picks from the users of the roster, or for a release, from those whose rotations are held.
+func (w Who) Choose(from []id.UserID) Meant {
+	var m Meant
+	from = slices.Clone(from)
+	slices.Sort(from)
+	from = slices.Compact(from)
+	globs, except := compile(w.Globs), compile(w.Except)
+	matched := make([]bool, len(globs))
+	named := make(map[id.UserID]bool, len(w.Users))
+	for _, user := range w.Users {
+		named[user] = true
+	}
+	for _, user := range from {
+		is := w.All || named[user]
+		for i, g := range globs {
+			if g.Match(string(user)) {
+				is, matched[i] = true, true
+			}
+		}
+		switch {
+		case !is:
+		case slices.ContainsFunc(except, func(g glob.Glob) bool { return g.Match(string(user)) }):
+			m.Excluded = append(m.Excluded, user)
+		default:
+			m.Users = append(m.Users, user)
+		}
+	}
+	for _, user := range w.Users {
+		if _, there := slices.BinarySearch(from, user); !there && !slices.Contains(m.NotThere, user) {
+			m.NotThere = append(m.NotThere, user)
+		}
+	}
+	for i, pattern := range w.Globs {
+		if !matched[i] {
+			m.Unmatched = append(m.Unmatched, pattern)
+		}
+	}
+	return m
+}
+
+func compile(patterns []string) []glob.Glob {
+	globs := make([]glob.Glob, len(patterns))
+	for i, pattern := range patterns {
+		globs[i] = glob.Compile(pattern)
+	}
+	return globs
+}
