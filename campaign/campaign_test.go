@@ -120,6 +120,7 @@ func TestWhomACampaignIsFor(t *testing.T) {
 		{"both, once each", Who{Globs: []string{"@b*"}, Users: []id.UserID{"@bert:a.example", "@carl:b.example"}}, Meant{Users: []id.UserID{"@bert:a.example", "@carl:b.example"}}},
 		{"all but some", Who{All: true, Except: []string{"@????:a.*"}}, Meant{Users: []id.UserID{"@carl:b.example"}, Excluded: []id.UserID{"@anna:a.example", "@bert:a.example"}}},
 		{"somebody who is not there", Who{Users: []id.UserID{"@eve:a.example"}}, Meant{NotThere: []id.UserID{"@eve:a.example"}}},
+		{"a glob means letters as they are", Who{Globs: []string{"@A*"}}, Meant{Unmatched: []string{"@A*"}}},
 		{"a glob for nobody", Who{Globs: []string{"@*:c.example"}}, Meant{Unmatched: []string{"@*:c.example"}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"slices"
 
-	"go.mau.fi/util/glob"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/internal/glob"
 )
 
 // Who says whom of the roster a campaign is for: all, those that a glob matches, and those that are named; but for those
@@ -23,8 +24,8 @@ func (w Who) check(kind Kind) error {
 		return errors.New("say whom the campaign is for: all of the roster, or globs and users")
 	}
 	for _, pattern := range slices.Concat(w.Globs, w.Except) {
-		if pattern == "" || glob.Compile(pattern) == nil {
-			return fmt.Errorf("%q is no glob: write one such as @*:example.org", pattern)
+		if err := glob.Check(pattern); err != nil {
+			return fmt.Errorf("the glob %q: %w", pattern, err)
 		}
 	}
 	for _, user := range w.Users {
@@ -51,22 +52,21 @@ func (w Who) Choose(from []id.UserID) Meant {
 	from = slices.Clone(from)
 	slices.Sort(from)
 	from = slices.Compact(from)
-	globs, except := compile(w.Globs), compile(w.Except)
-	matched := make([]bool, len(globs))
+	matched := make([]bool, len(w.Globs))
 	named := make(map[id.UserID]bool, len(w.Users))
 	for _, user := range w.Users {
 		named[user] = true
 	}
 	for _, user := range from {
 		is := w.All || named[user]
-		for i, g := range globs {
-			if g.Match(string(user)) {
+		for i, pattern := range w.Globs {
+			if glob.Match(pattern, string(user)) {
 				is, matched[i] = true, true
 			}
 		}
 		switch {
 		case !is:
-		case slices.ContainsFunc(except, func(g glob.Glob) bool { return g.Match(string(user)) }):
+		case slices.ContainsFunc(w.Except, func(pattern string) bool { return glob.Match(pattern, string(user)) }):
 			m.Excluded = append(m.Excluded, user)
 		default:
 			m.Users = append(m.Users, user)
@@ -83,12 +83,4 @@ func (w Who) Choose(from []id.UserID) Meant {
 		}
 	}
 	return m
-}
-
-func compile(patterns []string) []glob.Glob {
-	globs := make([]glob.Glob, len(patterns))
-	for i, pattern := range patterns {
-		globs[i] = glob.Compile(pattern)
-	}
-	return globs
 }
