@@ -111,7 +111,7 @@ type CampaignChange struct {
 func (e *Enforcer) ChangeCampaign(ctx context.Context, key uuid.UUID, change CampaignChange, actor audit.Actor) (postgres.Campaign, error) {
 	return e.change(ctx, key, audit.CampaignChanged, actor, func(ctx context.Context, c *postgres.Campaign, event *audit.Event) error {
 		if c.State != campaign.AwaitingApproval && c.State != campaign.Paused {
-			return notIn(c, "changed (pause it first)")
+			return refusal.New(refusal.Conflict, audit.RefusedCampaignState, "campaign %s is %s: it can be changed while it waits for approval or is paused", c.ID, c.State)
 		}
 		p := &c.Parameters
 		for _, number := range []struct{ to, from *int }{{&p.PassPercent, change.PassPercent}, {&p.MaxWaiting, change.MaxWaiting}, {&p.MaxFailures, change.MaxFailures}, {&p.Rate, change.Rate}} {

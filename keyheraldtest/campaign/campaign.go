@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -87,8 +88,12 @@ func (w *world) start(ctx context.Context) (uuid.UUID, error) {
 	if w.config.Users < 1000 {
 		waves = "10,100"
 	}
-	out, err := w.keyherald(ctx, "campaign", "start", "--all", "--kms", "corporate", "--path", "keyherald/{user}/backup-key", "--rate", strconv.Itoa(w.config.Rate), "--waves", waves,
-		"--max-wait", "1m", "--reason", "make campaign", "--json")
+	args := []string{"campaign", "start", "--all", "--kms", "corporate", "--path", "keyherald/{user}/backup-key", "--rate", strconv.Itoa(w.config.Rate), "--waves", waves,
+		"--max-wait", "1h", "--reason", "make campaign", "--json"}
+	if err := w.plan(ctx, args); err != nil {
+		return uuid.Nil, err
+	}
+	out, err := w.keyherald(ctx, args...)
 	if err != nil {
 		return uuid.Nil, err
 	}
@@ -108,6 +113,41 @@ func (w *world) start(ctx context.Context) (uuid.UUID, error) {
 	}
 	_, err = w.enforcer.ApproveCampaign(ctx, started.ID, started.Hash, audit.ByLocal("second", "test"))
 	return started.ID, err
+}
+
+// plan has the dry run say who comes when, and looks that it touches nothing.
+func (w *world) plan(ctx context.Context, args []string) error {
+	touched := func() (n int, err error) {
+		err = w.db.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM rotation) + (SELECT COUNT(*) FROM campaign) + (SELECT COUNT(*) FROM audit_log WHERE actor LIKE 'local:%')`).Scan(&n)
+		return n, err
+	}
+	before, err := touched()
+	if err != nil {
+		return err
+	}
+	out, err := w.keyherald(ctx, append(args, "--dry-run")...)
+	if err != nil {
+		return err
+	}
+	var turns []id.UserID
+	for line := range strings.Lines(out) {
+		var planned struct {
+			UserID id.UserID `json:"user_id"`
+			Would  string    `json:"would"`
+		}
+		if err := json.Unmarshal([]byte(line), &planned); err != nil {
+			return err
+		}
+		if planned.Would != string(campaign.BeginOpen) {
+			return fmt.Errorf("the dry run says that %s would %q", planned.UserID, planned.Would)
+		}
+		turns = append(turns, planned.UserID)
+	}
+	if after, err := touched(); err != nil || after != before || len(turns) != w.config.Users {
+		return errors.Join(fmt.Errorf("the dry run told of %d users, and left %d rows behind", len(turns), after-before), err)
+	}
+	w.fleet.cast(turns)
+	return nil
 }
 
 // finished waits for the campaign's end and tells of each wave.

@@ -32,7 +32,7 @@ const (
 type device struct {
 	user      id.UserID
 	id        id.DeviceID
-	nature    nature
+	nature    nature // set before the first message
 	account   *crypto.OlmAccount
 	masterKey id.Ed25519
 
@@ -46,8 +46,8 @@ type device struct {
 const deviceID = id.DeviceID("MANAGED")
 
 // newDevice makes a device and what its user publishes.
-func newDevice(user id.UserID, nature nature) (*device, *published, error) {
-	d := &device{user: user, id: deviceID, nature: nature, account: crypto.NewOlmAccount(), rotations: map[uuid.UUID]bool{}}
+func newDevice(user id.UserID) (*device, *published, error) {
+	d := &device{user: user, id: deviceID, account: crypto.NewOlmAccount(), rotations: map[uuid.UUID]bool{}}
 	keys, err := crosssigning.Generate()
 	if err != nil {
 		return nil, nil, err

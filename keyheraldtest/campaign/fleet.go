@@ -24,7 +24,7 @@ type fleet struct {
 type member struct {
 	*device
 	wasAway bool
-	offline bool              // guarded by fleet.mu
+	offline bool              // guarded by fleet.mu, once the campaign has started
 	held    []json.RawMessage // what the homeserver has for it; guarded by fleet.mu
 }
 
@@ -44,17 +44,10 @@ func newFleet(hs *homeserver, n int) (*fleet, error) {
 	for worker := range workers {
 		makers.Go(func() {
 			for i := worker; i < n; i += workers {
-				m := &member{offline: i%50 == 7, wasAway: i%50 == 7}
-				nature := able
-				switch i % 200 {
-				case 13:
-					nature = needy
-				case 113:
-					nature = failing
-				}
+				m := &member{}
 				var keys *published
 				var err error
-				if m.device, keys, err = newDevice(userName(i), nature); err != nil {
+				if m.device, keys, err = newDevice(userName(i)); err != nil {
 					select {
 					case failed <- err:
 					default:
@@ -82,6 +75,24 @@ func newFleet(hs *homeserver, n int) (*fleet, error) {
 		f.done.Go(f.run)
 	}
 	return f, nil
+}
+
+// cast says who is offline and who fails, evenly over the order in which their turns come: no wave has more of them than
+// another by chance.
+func (f *fleet) cast(turns []id.UserID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, user := range turns {
+		m := f.members[user]
+		m.offline = i%50 == 45
+		m.wasAway = m.offline
+		switch i % 200 {
+		case 60:
+			m.nature = needy
+		case 160:
+			m.nature = failing
+		}
+	}
 }
 
 // deliver is a message of the bot's that the homeserver took.

@@ -19,7 +19,7 @@ func main() {
 	programs := flag.String("programs", "bin", "the directory with keyherald")
 	users := flag.Int("users", 10_000, "how many users, at least 100")
 	rate := flag.Int("rate", 6000, "how many users begin in a minute at most")
-	limit := flag.Duration("limit", 30*time.Minute, "how long the campaign may take")
+	limit := flag.Duration("limit", time.Hour, "how long the campaign may take")
 	keep := flag.Bool("keep", false, "keep the directory with the log")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
