@@ -133,6 +133,7 @@ const (
 	CauseAltered         Cause = "altered_in_the_database"
 	CauseApprovalExpired Cause = "approval_expired"
 	CauseAborted         Cause = "aborted"
+	CauseRestored        Cause = "database_restored"
 )
 
 // Ignored is why a notification changed nothing.

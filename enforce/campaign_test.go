@@ -360,6 +360,25 @@ func TestWhatTheStormLimitHoldsIsReleasedInWaves(t *testing.T) {
 	}
 }
 
+func TestADeclaredRestorePausesCampaigns(t *testing.T) {
+	t.Parallel()
+	c := newCompany(t, "never")
+	c.people(t, 3)
+	started := c.start(t, everybody())
+	c.pass(t, 1)
+	_, err := c.engine.Restore(t.Context(), "FRESH", "the disk broke", second)
+	check(t, err)
+	c.pass(t, 1)
+	if p := c.progress(t, started.ID); p.State != campaign.Paused || p.StateCause != string(audit.CauseRestored) {
+		t.Errorf("after a restore it is %s (%s)", p.State, p.StateCause)
+	}
+	if told := c.told(t); told["campaign.paused accepted"] != 1 {
+		t.Errorf("the log has %v", told)
+	}
+	_, err = c.enforcer.ResumeCampaign(t.Context(), started.ID, second)
+	check(t, err)
+}
+
 // The company's own will is no storm, and does not use up what is let through of one.
 func TestACampaignIsNoStorm(t *testing.T) {
 	t.Parallel()

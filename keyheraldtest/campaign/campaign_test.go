@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-var stillWaiting = errors.New("nobody is done yet")
+var errNobodyDone = errors.New("nobody is done yet")
 
 func programs(t *testing.T) string {
 	t.Helper()

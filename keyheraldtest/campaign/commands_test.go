@@ -81,7 +81,7 @@ func TestTheCommandsOfCampaigns(t *testing.T) {
 			return err
 		}
 		if view.Counts.Done == 0 {
-			return stillWaiting
+			return errNobodyDone
 		}
 		return nil
 	}); err != nil {

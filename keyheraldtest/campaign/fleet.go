@@ -183,8 +183,8 @@ func (f *fleet) isFailing(user id.UserID) bool {
 // rotatedTwice are those whose device was triggered for two rotations.
 func (f *fleet) rotatedTwice() int {
 	return f.count(func(m *member) bool {
-		m.device.mu.Lock()
-		defer m.device.mu.Unlock()
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		return len(m.rotations) > 1
 	})
 }
