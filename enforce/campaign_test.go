@@ -11,6 +11,7 @@ import (
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/refusal"
+	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -357,6 +358,32 @@ func TestWhatTheStormLimitHoldsIsReleasedInWaves(t *testing.T) {
 	}
 	if told := c.told(t); told["rotation.released accepted"] != 20 || told["rotation.asked accepted"] != 0 {
 		t.Errorf("the log has %v", told)
+	}
+}
+
+func TestExcludedDevicesGetNoKeyOnceTheirUsersTurnHasCome(t *testing.T) {
+	t.Parallel()
+	c := newCompany(t, "never")
+	c.people(t, 2)
+	p := everybody()
+	p.Waves, p.Who, p.KeyReason = []int{100}, campaign.Who{Users: []id.UserID{user(0)}}, rotation.ReasonCompromise
+	p.Exclude = []campaign.Device{{UserID: user(0), DeviceID: "LOST"}, {UserID: user(1), DeviceID: "OTHER"}}
+	started := c.start(t, p)
+	excluded := func() map[id.UserID][]id.DeviceID {
+		all, err := c.db.Excluded(t.Context(), []id.UserID{user(0), user(1)})
+		check(t, err)
+		return all
+	}
+	if all := excluded(); len(all) != 0 {
+		t.Errorf("before anybody's turn %v are excluded", all)
+	}
+	c.pass(t, 1)
+	if all := excluded(); len(all) != 1 || !slices.Equal(all[user(0)], []id.DeviceID{"LOST"}) {
+		t.Errorf("excluded are %v", all)
+	}
+	r := c.rotation(t, c.users(t, started.ID, campaign.Waiting)[0].Rotation)
+	if r.Reason != rotation.ReasonCompromise || r.Source != postgres.SourceCampaign || r.KMS.Path != "keyherald/user000/key" {
+		t.Errorf("the rotation is of %q, for %q, at %s", r.Source, r.Reason, r.KMS.Path)
 	}
 }
 

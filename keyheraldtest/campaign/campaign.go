@@ -237,6 +237,11 @@ func (w *world) judge(ctx context.Context, key uuid.UUID, result Result) error {
 	expect("campaign.finished in the log", events["campaign.finished"], 1)
 	expect("campaign.approved in the log", events["campaign.approved"], 1)
 	expect("rotation.held in the log", events["rotation.held"], 0)
+	if latency, measured, err := w.db.Latency(ctx, time.Now().Add(-w.config.Limit)); err != nil {
+		return err
+	} else if !measured || latency <= 0 {
+		wrong = append(wrong, errors.New("the homeserver's latency was not measured"))
+	}
 	people, err := w.failingAsShown(ctx, key)
 	if err != nil {
 		return err
