@@ -4,7 +4,7 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper vet fmt lint fuzz vuln setup setup-interop clean
+.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper campaign vet fmt lint fuzz vuln setup setup-interop clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ chaos-controls: setup ## Prove that chaos finds faults: programs that have them 
 
 tamper: setup build ## Alter a log of real rotations in every way, and count what is not detected (TAMPER_EVENTS=10000)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/tamper -events $(or $(TAMPER_EVENTS),10000)
+
+campaign: setup build ## Move 10,000 users by one campaign, with the homeserver simulated in process, and count (CAMPAIGN_USERS=10000)
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/campaign -users $(or $(CAMPAIGN_USERS),10000) $(if $(KEEP),-keep)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS),kms ./...

@@ -62,8 +62,9 @@ const (
 
 // Bot holds the lease, logs the one device in, and runs its loops. One replica at a time does.
 type Bot struct {
-	config BotConfig
-	wake   chan struct{}
+	config    BotConfig
+	wake      chan struct{}
+	stopwatch *stopwatch
 
 	mu    sync.Mutex // guards what follows
 	ready bool
@@ -77,7 +78,11 @@ func NewBot(config BotConfig) (*Bot, error) {
 	if config.HomeserverURL == "" || config.ASToken == "" || config.DB == nil || config.NewWorker == nil || config.Holder == "" {
 		return nil, errors.New("appservice: homeserver, token, holder, database and worker are needed")
 	}
-	return &Bot{config: config, wake: make(chan struct{}, 1)}, nil
+	transport := config.Transport
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	return &Bot{config: config, wake: make(chan struct{}, 1), stopwatch: &stopwatch{next: transport}}, nil
 }
 
 // Wake says that something may be due. It never blocks.
@@ -177,6 +182,7 @@ func (b *Bot) lead(ctx context.Context, epoch int64) error {
 		speaker := b.config.NewSpeaker(client, func(ctx context.Context) error { return b.fence(ctx, epoch) })
 		loops.Go(func() { speaker.Run(ctx) })
 	}
+	loops.Go(func() { b.tellLatency(ctx) })
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
@@ -250,8 +256,8 @@ func (b *Bot) unnamed() (*mautrix.Client, error) {
 		return nil, fmt.Errorf("making the bot's client: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
-	if b.config.Transport != nil {
-		client.Client = &http.Client{Transport: b.config.Transport, Timeout: client.Client.Timeout}
+	if b.stopwatch != nil {
+		client.Client = &http.Client{Timeout: client.Client.Timeout, Transport: b.stopwatch}
 	}
 	return client, nil
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/msc4385"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
@@ -48,14 +49,14 @@ const (
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
 	uuid.UUID | id.UserID | id.DeviceID | id.RoomID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
-		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter | RuleName | PolicyHash
+		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter | RuleName | PolicyHash | campaign.Hash
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
 // `unrecognized`: a device of another version may use others, and what a device writes is not ours.
 type Vocabulary interface {
 	Refusal | Problem | Message | NoticeAbout | Command | Format | Ignored | Handshake | Secret | ActReason | Outcome | protocol.Refusal | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
-		protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold | rotation.Reason | msc4385.Form
+		protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold | rotation.Reason | campaign.Kind | Cause | msc4385.Form
 }
 
 // unrecognized stands for a word that the vocabulary does not have.
@@ -115,6 +116,8 @@ func identifierText(value any) string {
 		return shown(string(v), 64)
 	case Filter:
 		return shown(string(v), maxIdentifier)
+	case campaign.Hash:
+		return shown(string(v), 64)
 	case SoftwareVersion:
 		return shown(string(v), 64)
 	}

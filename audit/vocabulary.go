@@ -1,5 +1,7 @@
 package audit
 
+import "github.com/keyherald/keyherald/campaign"
+
 // refusal is the field that every refused event has.
 const refusal Name = "refusal"
 
@@ -39,11 +41,18 @@ var (
 	count         = of("count", aNumber, "how many there were: 1 for the first, at once, and the rest when the minute is over")
 	state         = word("state", "the state that the rotation is in from now on", states...)
 	reason        = of("reason", aText, "what the admin wrote as his reason")
-	botDevice     = of("device", anIdentifier, "the bot's device")
-	room          = of("room", anIdentifier, "the room's id")
-	notice        = of("notice", anIdentifier, "the notice's id, which is its transaction id at the homeserver and stands in the message")
-	drift         = word("drift", "how the world is not as Keyherald left it", drifts...)
-	statusFields  = []field{report, backupVersion, keyOfBackup,
+	campaignKind  = word("kind", "what it does with its users", campaign.Rotate, campaign.Release)
+	campaignHash  = of("hash", anIdentifier, "the hash of its users and parameters")
+	campaignUsers = of("users", aNumber, "how many users it has")
+	ofCampaign    = of("campaign", anIdentifier, "the campaign that asked")
+	wave          = of("wave", aNumber, "the wave, from 1")
+	waveFields    = []field{wave, of("done", aNumber, "how many are done"), of("failing", aNumber, "how many failed or need somebody"), of("under_way", aNumber, "how many are under way"),
+		of("left_out", aNumber, "how many are not rotated")}
+	botDevice    = of("device", anIdentifier, "the bot's device")
+	room         = of("room", anIdentifier, "the room's id")
+	notice       = of("notice", anIdentifier, "the notice's id, which is its transaction id at the homeserver and stands in the message")
+	drift        = word("drift", "how the world is not as Keyherald left it", drifts...)
+	statusFields = []field{report, backupVersion, keyOfBackup,
 		of("holds_key", aFlag, "whether the device holds the private key of the version"),
 		of("count", aNumber, "how many room keys the version has"),
 		of("targets_verified", aNumber, "how many other devices of the user are cross-signed"),
@@ -94,21 +103,21 @@ var vocabulary = []entry{
 		[]Role{Reconciler}, []kindOfSubject{aUser}, ofRotation, []Outcome{Accepted}, []field{kmsName, path, version}},
 
 	// What becomes of a rotation.
-	{RotationAsked, "A new key was asked for, which the user's managed device makes and puts into the KMS; by a source where somebody else read the key, by a rule of the policy where it is old enough.",
-		[]Role{Notifier, Ruler, Admin, Operator}, []kindOfSubject{aUser}, maybe, yesNo,
-		[]field{because(RefusedNoUserID, RefusedHalfPlace, RefusedUnknownPlace), word("reason", "why; missing for a plain change", reasons...),
+	{RotationAsked, "A new key was asked for, which the user's managed device makes and puts into the KMS; by a source where somebody else read the key, by a rule of the policy where it is old enough, by the server itself where a campaign came to the user.",
+		[]Role{Notifier, Ruler, Relay, Admin, Operator}, []kindOfSubject{aUser}, maybe, yesNo,
+		[]field{because(RefusedNoUserID, RefusedHalfPlace, RefusedUnknownPlace), ofCampaign, word("reason", "why; missing for a plain change", reasons...),
 			of("exclude", identifiers, "devices that get no key from now on"), kmsName, path, of("replace_recovery_key", aFlag, "whether a new recovery key was asked for as well"),
 			notification, credential, of("read_version", anIdentifier, "the version that was read; missing where the KMS does not say which: then it was the current one"),
 			of("reader", anIdentifier, "who read it, as the KMS names him; missing where it does not"),
 			of("due_at", aTime, "when the key reached its greatest age by the rule")}},
 	{RotationSuperseded, "A newer version ended a rotation, or the rotation was of an older version from its start.",
-		[]Role{Notifier, Reconciler, Ruler, Admin, Operator}, []kindOfSubject{aUser}, ofRotation, []Outcome{Accepted},
+		[]Role{Notifier, Reconciler, Ruler, Relay, Admin, Operator}, []kindOfSubject{aUser}, ofRotation, []Outcome{Accepted},
 		[]field{state, of("by", anIdentifier, "the newer version's rotation"), of("older_than_known", aFlag, "yes where a newer version was known before")}},
 	{RotationHeld, "A rotation waits: too many users changed at once, the key that was made for a disclosed one was read as well, the user's policy has a disclosed key wait for a window or for people, or the log has not been signed for a day.",
 		[]Role{Relay}, []kindOfSubject{aUser}, ofRotation, []Outcome{Accepted},
 		[]field{word("for", "what it is held for", holds...), of("users_changed", aNumber, "how many users changed within the hour"), of("users_enrolled", aNumber, "how many users have a managed device")}},
-	{RotationReleased, "A held rotation goes on, by an admin, because a window of its policy is open, or because the log is signed again.",
-		[]Role{Relay, Admin, Operator}, []kindOfSubject{aUser, theRotations}, maybe, yesNo, []field{word("for", "what it was held for, where the server releases it by itself", holds...), because(RefusedUnknownRotation, RefusedNotHeld, RefusedBesideOthers)}},
+	{RotationReleased, "A held rotation goes on, by an admin, by a campaign, because a window of its policy is open, or because the log is signed again.",
+		[]Role{Relay, Admin, Operator}, []kindOfSubject{aUser, theRotations}, maybe, yesNo, []field{word("for", "what it was held for, where the server releases it by itself", holds...), because(RefusedUnknownRotation, RefusedNotHeld, RefusedBesideOthers), ofCampaign}},
 	{RotationWaiting, "A rotation waits for a managed device of its user.",
 		[]Role{Relay}, []kindOfSubject{aUser}, ofRotation, []Outcome{Accepted}, nil},
 	{TriggerQueued, "A trigger for a managed device was encrypted and is on its way.",
@@ -141,13 +150,43 @@ var vocabulary = []entry{
 		people, []kindOfSubject{aUser, theRotations}, ofRotation, yesNo,
 		[]field{because(RefusedUnknownRotation, RefusedEnded, RefusedHeld), word("from", "the state it was in", states...), of("restored", aFlag, "yes where a declared restore asks")}},
 	{RotationCancelled, "A rotation was cancelled.",
-		people, []kindOfSubject{aUser, theRotations}, ofRotation, yesNo, []field{because(RefusedUnknownRotation, RefusedEnded), state}},
+		people, []kindOfSubject{aUser, theRotations}, ofRotation, yesNo, []field{because(RefusedUnknownRotation, RefusedEnded), state, ofCampaign}},
 	{RepeatAsked, "It was asked for that the key of a rotation is pushed to every target once more.",
 		people, []kindOfSubject{aUser, theRotations}, ofRotation, yesNo, []field{because(RefusedUnknownRotation, RefusedNotPushed)}},
 	{RepeatQueued, "The word to a managed device to push once more was encrypted and is on its way.",
 		[]Role{Relay}, []kindOfSubject{aDevice}, ofRotation, yesNo, []field{unsentWord, attempt, of("sequence", aNumber, "the word's sequence, above every earlier one of the user")}},
 	{ExclusionLifted, "A device that was excluded from pushes gets them again.",
 		people, []kindOfSubject{aDevice}, ofNone, yesNo, []field{because(RefusedAlreadySo)}},
+	// Campaigns.
+	{CampaignStarted, "A campaign was started: its users and their waves are fixed. It runs at once, or waits for approval.",
+		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo,
+		[]field{because(RefusedParameters, RefusedNobody, RefusedNotThere, RefusedOtherRequest, RefusedNoReason, RefusedReason), campaignKind, campaignHash, campaignUsers, reason,
+			of("ticket", aText, "the ticket that the admin named"), of("needs_approval", aFlag, "whether a second admin must approve it"), of("waves", aNumber, "how many waves it has"),
+			of("rate", aNumber, "how many users begin in a minute at most"), of("exclude", aNumber, "how many devices get no key from now on, of the users whose turn comes")}},
+	{CampaignChanged, "A campaign was changed: its hash is another one, and what was approved before is void.",
+		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedParameters), campaignHash,
+			of("needs_approval", aFlag, "whether a second admin must approve it"), of("rate", aNumber, "how many users begin in a minute at most")}},
+	{CampaignApproved, "A second admin approved a campaign, for these users and parameters.",
+		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedOwnCampaign, RefusedOtherHash, RefusedApprovalExpired), campaignHash,
+			of("expires_at", aTime, "until when it is good for what begins under it")}},
+	{ApprovalVoided, "An approval is void.", []Role{Relay, Admin, Operator}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted},
+		[]field{word("why", "why", CauseChanged, CauseAltered, CauseAborted)}},
+	{CampaignPaused, "A campaign begins nobody more until it is resumed; who has begun goes on.",
+		[]Role{Relay, Admin, Operator}, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, append([]field{because(RefusedUnknownCampaign, RefusedCampaignState),
+			word("why", "why, where nobody asked for just that", CauseWaiting, CauseFailing, CauseAltered, CauseRestored)}, waveFields...)},
+	{CampaignResumed, "A paused campaign goes on.", people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedApprovalExpired)}},
+	{CampaignAborted, "A campaign was ended: who had not begun stays as he was.",
+		[]Role{Relay, Admin, Operator}, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState),
+			word("why", "why it ended by itself", CauseApprovalExpired), of("not_started", aNumber, "how many had not begun"), of("cancelled", aNumber, "how many rotations were cancelled with it"),
+			of("under_way", aNumber, "how many go on until they are done")}},
+	{WaveStarted, "A wave of a campaign begins.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted}, []field{wave, campaignUsers}},
+	{UsersBegun, "The turn of users of a campaign came.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted},
+		[]field{wave, of("opened", aNumber, "how many rotations were opened, or released"), of("joined", aNumber, "how many had one that was open already, which is followed"),
+			of("left_out", aNumber, "how many are not rotated; the campaign says of each why")}},
+	{WavePassed, "A wave of a campaign passed.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted}, waveFields},
+	{CampaignStopped, "Too many of a campaign's users failed: nobody more begins.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted},
+		append([]field{of("not_started", aNumber, "how many had not begun")}, waveFields...)},
+	{CampaignFinished, "The last wave of a campaign passed. Who is under way goes on until he is done.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted}, waveFields},
 	{CancelQueued, "The word to a managed device that its attempt is cancelled was encrypted and is on its way.",
 		[]Role{Relay}, []kindOfSubject{aDevice}, ofRotation, yesNo, []field{unsentWord, attempt}},
 

@@ -102,6 +102,8 @@ const (
 	theTriggers  kindOfSubject = "`triggers`"
 	theRotations kindOfSubject = "`rotations`"
 	thePolicy    kindOfSubject = "`policy`"
+	theCampaigns kindOfSubject = "`campaigns`"
+	aCampaign    kindOfSubject = "the campaign's id"
 	theIntake    kindOfSubject = "`intake`"
 	theMessages  kindOfSubject = "`messages`"
 	theAdmins    kindOfSubject = "`admins`"
@@ -158,6 +160,12 @@ func OfPolicy() Subject { return thePolicy.subject() }
 
 // OfRoster is the roster as a whole.
 func OfRoster() Subject { return theRoster.subject() }
+
+// OfCampaign is one campaign.
+func OfCampaign(campaign uuid.UUID) Subject { return Subject{aCampaign, campaign.String()} }
+
+// OfCampaigns are all campaigns, or one that is not there.
+func OfCampaigns() Subject { return theCampaigns.subject() }
 
 // OfIntake is what notifications arrive at, whatever their source.
 func OfIntake() Subject { return theIntake.subject() }

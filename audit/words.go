@@ -90,6 +90,15 @@ const (
 	RefusedLoginByHomeserver Refusal = "login_refused"
 	RefusedPolicy            Refusal = "contradicts_itself"
 	RefusedNotTheNewest      Refusal = "not_the_newest"
+	RefusedParameters        Refusal = "unusable_parameters"
+	RefusedNobody            Refusal = "nobody_is_meant"
+	RefusedNotThere          Refusal = "users_that_are_not_there"
+	RefusedUnknownCampaign   Refusal = "unknown_campaign"
+	RefusedOtherRequest      Refusal = "same_key_with_another_request"
+	RefusedCampaignState     Refusal = "not_in_this_state"
+	RefusedOwnCampaign       Refusal = "by_who_asked_for_it"
+	RefusedOtherHash         Refusal = "another_hash"
+	RefusedApprovalExpired   Refusal = "approval_expired"
 )
 
 // Why what an admin asked for of the roster is refused.
@@ -113,6 +122,20 @@ const (
 	ProblemForeignStatement Problem = "foreign_statement"
 	ProblemAltered          Problem = "altered"
 	ProblemError            Problem = "error"
+)
+
+// Cause is why something happened to a campaign that nobody asked for.
+type Cause string
+
+// The causes.
+const (
+	CauseWaiting         Cause = "too_many_waiting"
+	CauseFailing         Cause = "too_many_failing"
+	CauseChanged         Cause = "changed"
+	CauseAltered         Cause = "altered_in_the_database"
+	CauseApprovalExpired Cause = "approval_expired"
+	CauseAborted         Cause = "aborted"
+	CauseRestored        Cause = "database_restored"
 )
 
 // Ignored is why a notification changed nothing.

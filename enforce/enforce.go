@@ -9,6 +9,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/roster"
@@ -22,18 +23,21 @@ type Config struct {
 	StatusInterval time.Duration
 	// MaxAges says how old keys may be; nil is as the policy says.
 	MaxAges MaxAges
-	Now     func() time.Time
-	Log     zerolog.Logger
+	// Approval says which campaigns a second admin must approve; the zero value is all of them.
+	Approval campaign.ApprovalRule
+	Now      func() time.Time
+	Log      zerolog.Logger
 }
 
 // Enforcer holds no state of its own.
 type Enforcer struct {
-	db      *postgres.DB
-	engine  *relay.Engine
-	rules   roster.Config
-	maxAges MaxAges
-	now     func() time.Time
-	log     zerolog.Logger
+	db       *postgres.DB
+	engine   *relay.Engine
+	rules    roster.Config
+	maxAges  MaxAges
+	approval campaign.ApprovalRule
+	now      func() time.Time
+	log      zerolog.Logger
 }
 
 // New makes an Enforcer.
@@ -44,7 +48,7 @@ func New(config Config) (*Enforcer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	e := &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, now: config.Now, log: config.Log}
+	e := &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, approval: config.Approval, now: config.Now, log: config.Log}
 	if e.maxAges == nil {
 		e.maxAges = e.maxAgesByPolicy
 	}

@@ -189,6 +189,28 @@ func (db *DB) Supersede(ctx context.Context, rotations []uuid.UUID, now time.Tim
 	return superseded, rows.Err()
 }
 
+// CancelRotations ends those of the rotations that are still open, and says whose these were.
+func (db *DB) CancelRotations(ctx context.Context, keys []uuid.UUID, now time.Time) (map[uuid.UUID]id.UserID, error) {
+	rows, err := db.Query(ctx, `WITH still_open AS (
+			SELECT id FROM rotation WHERE id = ANY($1::uuid[]) AND ended_at IS NULL ORDER BY id DESC FOR NO KEY UPDATE)
+		UPDATE rotation SET state = $2, needs_attention = '', next_action = '', updated_at = $3, ended_at = $3
+		FROM still_open WHERE rotation.id = still_open.id RETURNING rotation.id, rotation.user_id`, pq.Array(keys), rotation.Cancelled, now)
+	if err != nil {
+		return nil, fmt.Errorf("cancelling rotations: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	cancelled := map[uuid.UUID]id.UserID{}
+	for rows.Next() {
+		var key uuid.UUID
+		var user id.UserID
+		if err := rows.Scan(&key, &user); err != nil {
+			return nil, fmt.Errorf("cancelling rotations: %w", err)
+		}
+		cancelled[key] = user
+	}
+	return cancelled, rows.Err()
+}
+
 // UpdateRotation writes the facts of a locked rotation.
 func (db *DB) UpdateRotation(ctx context.Context, r Rotation, now time.Time) error {
 	var ended any

@@ -14,9 +14,12 @@ import (
 	"github.com/keyherald/keyherald/rotation"
 )
 
-// SourcePolicy is the source of rotations that the policy asks for. It has a bound of its own (PolicyAsked), so it neither
-// counts for the storm limit nor is held by it.
-const SourcePolicy = "policy"
+// The sources of rotations that the company's will asks for: by its policy, and by a campaign. Each has a bound of its own, so
+// they neither count for the storm limit nor are held by it.
+const (
+	SourcePolicy   = "policy"
+	SourceCampaign = "campaign"
+)
 
 // ChangedUsers counts the users whose rotations were let through since then, and says which of those named are among
 // them or were released. Held rotations do not count, so the count stays near the limit.
@@ -37,7 +40,8 @@ func (db *DB) ChangedUsers(ctx context.Context, since time.Time, users []id.User
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return 0, nil, fmt.Errorf("reading the users whose keys changed: %w", err)
 	}
-	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND released_at IS NULL AND source <> $2`, since, SourcePolicy).Scan(&changed)
+	err = db.QueryRow(ctx, `SELECT COUNT(DISTINCT user_id) FROM rotation WHERE created_at > $1 AND held_for <> 'storm' AND released_at IS NULL AND source NOT IN ($2, $3)`,
+		since, SourcePolicy, SourceCampaign).Scan(&changed)
 	if err != nil {
 		return 0, nil, fmt.Errorf("counting the users whose keys changed: %w", err)
 	}

@@ -30,7 +30,7 @@ type Restored struct {
 
 // Restore declares that the database was put back to an earlier state. The bot gets a new device, since a ratchet that
 // went back must not be used; sequences jump; rotations that were under way are triggered again, and their devices
-// answer from their own journals; and the gap stands in the log.
+// answer from their own journals; campaigns that were running pause; and the gap stands in the log.
 func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, actor audit.Actor) (Restored, error) {
 	restored := Restored{NewDevice: fresh}
 	event := audit.Event{Actor: actor, Action: audit.DatabaseRestored, Subject: audit.OfDatabase(), Outcome: audit.Accepted}
@@ -65,6 +65,15 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 		for _, r := range working {
 			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 				Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", r.Facts.State), audit.Flag("restored", true)}})
+		}
+		// Whom it came to after what survived is not known here: whoever looked into that resumes it.
+		paused, err := e.db.PauseCampaigns(ctx, string(audit.CauseRestored), now)
+		if err != nil {
+			return err
+		}
+		for _, campaign := range paused {
+			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.CampaignPaused, Subject: audit.OfCampaign(campaign), Outcome: audit.Accepted,
+				Detail: audit.Detail{audit.Word("why", audit.CauseRestored)}})
 		}
 		if err := e.db.Append(ctx, events...); err != nil {
 			return err

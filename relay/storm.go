@@ -29,7 +29,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 	var events []audit.Event
 	for i := range opened {
 		r := &opened[i]
-		if through[r.UserID] || r.Held || r.Facts.State.Ended() || r.Source == postgres.SourcePolicy {
+		if through[r.UserID] || r.Held || r.Facts.State.Ended() || r.Source == postgres.SourcePolicy || r.Source == postgres.SourceCampaign {
 			continue
 		}
 		if changed >= e.storm.Users && enrolled < 0 {
@@ -43,7 +43,7 @@ func (e *Engine) holdStorm(ctx context.Context, opened []postgres.Rotation, now 
 			continue
 		}
 		r.Held, r.HeldFor = true, rotation.HoldStorm
-		r.NextAction = "admin: too many users changed at once: if that is meant, release it (keyherald rotations release " + r.ID.String() + ", or --all)"
+		r.NextAction = "admin: too many users changed at once: if that is meant, release it (keyherald rotations release " + r.ID.String() + ", or all in waves: keyherald campaign start --release --all)"
 		events = append(events, audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.RotationHeld, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("for", rotation.HoldStorm), audit.Number("users_changed", changed), audit.Number("users_enrolled", enrolled)}})
 	}

@@ -44,8 +44,8 @@ func (c ocsfClass) name(action audit.Action) string {
 	return string(action)
 }
 
-// actionClasses are the actions that are more than a call of the server's: what changes devices, codes, rotations, triggers
-// and the roster is Entity Management, reading the log is Datastore Activity, and what somebody must look at is a finding.
+// actionClasses are the actions that are more than a call of the server's: what changes devices, codes, rotations, triggers,
+// campaigns and the roster is Entity Management, reading the log is Datastore Activity, and what somebody must look at is a finding.
 var actionClasses = map[audit.Action]ocsfClass{
 	audit.CodeCreated:          {class: entityManagement, activity: 1},
 	audit.CodeBurned:           {class: detectionFinding, activity: 1, title: "An enrollment code was tried too often and is burned"},
@@ -62,6 +62,11 @@ var actionClasses = map[audit.Action]ocsfClass{
 	audit.RosterUserLeft:       {class: entityManagement, activity: 4},
 	audit.RosterExempted:       {class: entityManagement, activity: 12},
 	audit.RosterExemptionEnded: {class: entityManagement, activity: 13},
+	audit.CampaignStarted:      {class: entityManagement, activity: 1},
+	audit.CampaignPaused:       {class: entityManagement, activity: 12},
+	audit.CampaignResumed:      {class: entityManagement, activity: 13},
+	audit.CampaignAborted:      {class: entityManagement, activity: 4},
+	audit.CampaignStopped:      {class: detectionFinding, activity: 1, title: "A campaign stopped: too many of its users failed"},
 	audit.BotLogin:             {class: authentication, activity: 1},
 	audit.LogRead:              {class: datastoreActivity, activity: 1},
 	audit.LogExported:          {class: datastoreActivity, activity: 1},
@@ -73,7 +78,7 @@ var actionClasses = map[audit.Action]ocsfClass{
 	audit.LossAccepted:         {class: detectionFinding, activity: 1, title: "A part of the audit log is lost, and the loss was accepted"},
 }
 
-// classOf is what an action is in OCSF: of rotations, devices and the roster an update where nothing else is said, and else a call of
+// classOf is what an action is in OCSF: of rotations, devices, campaigns and the roster an update where nothing else is said, and else a call of
 // the server's, so that an action which is new is there too.
 func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
 	if action == audit.LossAccepted && outcome == audit.Refused {
@@ -83,7 +88,7 @@ func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
 		return as
 	}
 	switch noun, _, _ := strings.Cut(string(action), "."); noun {
-	case "rotation", "device", "enrollment", "enrollment_code", "roster":
+	case "rotation", "device", "enrollment", "enrollment_code", "roster", "campaign":
 		return ocsfClass{class: entityManagement, activity: 3}
 	case "notification":
 		return ocsfClass{class: apiActivity, activity: 1}

@@ -15,6 +15,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/appservice"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/internal/strictyaml"
 	"github.com/keyherald/keyherald/kms"
@@ -49,7 +50,8 @@ type config struct {
 	// Matrix is what the bot says in rooms.
 	Matrix matrixConfig `yaml:"matrix"`
 	// StatusInterval is how often managed devices send a status, as their status_interval says.
-	StatusInterval time.Duration `yaml:"status_interval"`
+	StatusInterval time.Duration   `yaml:"status_interval"`
+	Campaigns      campaignsConfig `yaml:"campaigns"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -62,6 +64,11 @@ type tlsConfig struct {
 // stormConfig is beyond how many users whose keys change within an hour rotations are held until released.
 type stormConfig struct {
 	Limit rotation.StormLimit `yaml:"limit"`
+}
+
+// campaignsConfig is which campaigns a second admin must approve.
+type campaignsConfig struct {
+	Approval string `yaml:"approval"`
 }
 
 type botConfig struct {
@@ -132,7 +139,7 @@ type databaseConfig struct {
 
 // loadConfig reads config.yaml strictly; every error names the line and what to write.
 func loadConfig(path string) (config, error) {
-	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, StatusInterval: time.Hour, Storm: stormConfig{rotation.DefaultStormLimit()}, Matrix: defaultMatrix(), Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
+	c := config{Listen: "127.0.0.1:8009", Bot: botConfig{Login: appservice.LoginAuto}, AckTimeout: rotation.AckTimeout, StatusInterval: time.Hour, Storm: stormConfig{rotation.DefaultStormLimit()}, Matrix: defaultMatrix(), Campaigns: campaignsConfig{campaign.DefaultApproval().String()}, Audit: auditConfig{Interval: time.Second, InspectInterval: 24 * time.Hour}}
 	file, err := strictyaml.Read(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("%w; config.example.yaml shows every key", err)
@@ -183,6 +190,9 @@ func (c config) validate() error {
 	}
 	if c.Storm.Limit.Percent < 0 || c.Storm.Limit.Percent > 100 || c.Storm.Limit.Users < 1 {
 		return fmt.Errorf("storm.limit is percent %d, users %d: write {percent: 2, users: 20}; percent 100 holds nothing", c.Storm.Limit.Percent, c.Storm.Limit.Users)
+	}
+	if _, err := campaign.ParseApproval(c.Campaigns.Approval); err != nil {
+		return fmt.Errorf("campaigns.approval: %w", err)
 	}
 	for _, address := range []struct{ key, value string }{{"homeserver", c.Homeserver}, {"public_url", c.PublicURL}} {
 		if u, err := url.Parse(address.value); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -20,7 +21,11 @@ import (
 )
 
 func newEnforcer(c config, db *postgres.DB, engine *relay.Engine, log zerolog.Logger) (*enforce.Enforcer, error) {
-	return enforce.New(enforce.Config{DB: db, Engine: engine, StatusInterval: c.StatusInterval, Log: log})
+	approval, err := campaign.ParseApproval(c.Campaigns.Approval)
+	if err != nil {
+		return nil, fmt.Errorf("campaigns.approval: %w", err)
+	}
+	return enforce.New(enforce.Config{DB: db, Engine: engine, StatusInterval: c.StatusInterval, Approval: approval, Log: log})
 }
 
 // withEnforcer is withEngine for what the company wants of everybody.

@@ -60,9 +60,6 @@ func (w *enforceWorker) Work(ctx context.Context, _ *river.Job[enforceArgs]) err
 	return w.enforcer.Step(ctx)
 }
 
-// enforceInterval is how often enforceArgs comes: a window is open for minutes at least.
-const enforceInterval = 30 * time.Second
-
 // openDatabase connects as the writer and refuses a schema that does not fit; development mode migrates by itself.
 func openDatabase(ctx context.Context, c config) (*postgres.DB, error) {
 	if c.Development && c.Database.OwnerURLFile != "" {
@@ -175,10 +172,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	river.AddWorker(workers, &enforceWorker{enforcer: enforcer})
 	jobs, err := river.NewClient(riverdatabasesql.New(db.RawDB), &river.Config{
 		Workers: workers, Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 4}},
-		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(30*time.Second),
-			func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true}),
-			river.NewPeriodicJob(river.PeriodicInterval(enforceInterval),
-				func() (river.JobArgs, *river.InsertOpts) { return enforceArgs{}, &river.InsertOpts{MaxAttempts: 1} }, &river.PeriodicJobOpts{RunOnStart: true})},
+		PeriodicJobs: []*river.PeriodicJob{
+			river.NewPeriodicJob(river.PeriodicInterval(30*time.Second), func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true}),
+			// What it does not do the next one does.
+			river.NewPeriodicJob(river.PeriodicInterval(enforce.StepInterval), func() (river.JobArgs, *river.InsertOpts) { return enforceArgs{}, &river.InsertOpts{MaxAttempts: 1} }, &river.PeriodicJobOpts{RunOnStart: true}),
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the background jobs: %w", err)

@@ -81,6 +81,8 @@ BEGIN
 			WHEN 'rotation.asked' THEN 'a new key of ' || subject WHEN 'rotation.repeat_asked' THEN 'pushing the key once more' WHEN 'exclusion.lifted' THEN 'including ' || subject || ' again'
 			WHEN 'rotation.released' THEN 'releasing what is held' WHEN 'triggers.frozen' THEN 'stopping all triggers' WHEN 'triggers.thawed' THEN 'letting triggers go again'
 			WHEN 'policy.changed' THEN 'another policy'
+			WHEN 'campaign.started' THEN 'a campaign' WHEN 'campaign.changed' THEN 'changing the campaign' WHEN 'campaign.approved' THEN 'approving the campaign'
+			WHEN 'campaign.paused' THEN 'pausing the campaign' WHEN 'campaign.resumed' THEN 'resuming the campaign' WHEN 'campaign.aborted' THEN 'aborting the campaign'
 			WHEN 'enrollment_code.created' THEN 'an enrollment code for ' || subject WHEN 'device.revoked' THEN 'revoking ' || subject
 			WHEN 'roster.applied' THEN 'another roster' WHEN 'roster.user_added' THEN 'putting ' || subject || ' on the roster' WHEN 'roster.user_left' THEN 'taking ' || subject || ' off the roster'
 			WHEN 'roster.exempted' THEN 'an exemption of ' || subject WHEN 'roster.exemption_ended' THEN 'ending the exemption of ' || subject
@@ -100,9 +102,25 @@ BEGIN
 				COALESCE(known ->> 'reader', CASE WHEN detail IS NULL THEN gone ELSE 'somebody whom it does not name' END), subject)
 			WHEN actor LIKE 'policy:%' THEN format('%s asked for a new key of %s, %s.', who, subject,
 				CASE known ->> 'reason' WHEN 'policy' THEN 'which is as old as it may be' WHEN 'drift' THEN 'whose key backup somebody else replaced' ELSE COALESCE('for the reason ' || (known ->> 'reason'), gone) END)
+			WHEN known ? 'campaign' THEN format('The campaign %s asked for a new key of %s.', known ->> 'campaign', subject)
 			ELSE format('%s asked for a new key of %s%s.', who, subject, because) END
 		WHEN 'rotation.repeat_asked' THEN who || ' asked to push the key once more.'
 		WHEN 'rotation.repeat_queued' THEN CASE outcome WHEN 'refused' THEN format('%s could not be told to push once more: %s.', device, why) ELSE format('The word to %s to push once more was encrypted.', device) END
+		WHEN 'campaign.started' THEN format('%s started the campaign %s for %s users%s.', who, subject, COALESCE(known ->> 'users', gone), because)
+		WHEN 'campaign.changed' THEN format('%s changed the campaign %s.', who, subject)
+		WHEN 'campaign.approved' THEN format('%s approved the campaign %s.', who, subject)
+		WHEN 'campaign.approval_voided' THEN format('What was approved of the campaign %s is void: %s.', subject, COALESCE(known ->> 'why', gone))
+		WHEN 'campaign.paused' THEN CASE WHEN actor = 'relay' THEN format('The campaign %s paused by itself: %s.', subject, COALESCE(known ->> 'why', gone)) ELSE format('%s paused the campaign %s.', who, subject) END
+		WHEN 'campaign.resumed' THEN format('%s resumed the campaign %s.', who, subject)
+		WHEN 'campaign.aborted' THEN CASE WHEN actor = 'relay' THEN format('The campaign %s ended, since nobody approved it in time.', subject) ELSE format('%s aborted the campaign %s.', who, subject) END
+		WHEN 'campaign.wave_started' THEN format('Wave %s of the campaign %s began, with %s users.', COALESCE(known ->> 'wave', gone), subject, COALESCE(known ->> 'users', gone))
+		WHEN 'campaign.users_begun' THEN format('The campaign %s came to users: %s rotations were opened, %s were open already, %s users were left out.', subject, COALESCE(known ->> 'opened', gone),
+			COALESCE(known ->> 'joined', gone), COALESCE(known ->> 'left_out', gone))
+		WHEN 'campaign.wave_passed' THEN format('Wave %s of the campaign %s passed: %s are done, %s are failing, %s are under way.', COALESCE(known ->> 'wave', gone), subject, COALESCE(known ->> 'done', gone),
+			COALESCE(known ->> 'failing', gone), COALESCE(known ->> 'under_way', gone))
+		WHEN 'campaign.stopped' THEN format('The campaign %s stopped: %s are done, and %s are failing.', subject, COALESCE(known ->> 'done', gone), COALESCE(known ->> 'failing', gone))
+		WHEN 'campaign.finished' THEN format('The campaign %s finished: %s are done, %s are failing, %s are under way.', subject, COALESCE(known ->> 'done', gone), COALESCE(known ->> 'failing', gone),
+			COALESCE(known ->> 'under_way', gone))
 		WHEN 'exclusion.lifted' THEN format('%s included %s again.', who, subject)
 		WHEN 'rotation.superseded' THEN CASE WHEN known ->> 'older_than_known' = 'true' THEN 'A newer version was known already, so there is nothing to do.'
 			ELSE format('The rotation of a newer version, %s, took its place.', COALESCE(known ->> 'by', gone)) END
@@ -110,7 +128,7 @@ BEGIN
 			WHEN 'policy' THEN 'It is held: by the policy of its user a disclosed key is left to people.' WHEN 'window' THEN 'It is held until a window of its policy opens.'
 			WHEN 'read_again' THEN 'It is held: the key was read again within an hour of a rotation for the same reason.'
 			WHEN 'log_unsigned' THEN 'It is held, since the log has not been signed for a day.' ELSE 'It is held.' END
-		WHEN 'rotation.released' THEN CASE WHEN actor = 'relay' AND known ->> 'for' = 'window' THEN 'A window of its policy is open, so it goes on.' WHEN actor = 'relay' AND known ->> 'for' = 'policy' THEN 'The policy leaves it to people no more, so it goes on.' WHEN actor = 'relay' THEN 'The log is signed again, so it goes on.' ELSE who || ' released it.' END
+		WHEN 'rotation.released' THEN CASE WHEN known ? 'campaign' THEN format('The campaign %s released it.', known ->> 'campaign') WHEN actor = 'relay' AND known ->> 'for' = 'window' THEN 'A window of its policy is open, so it goes on.' WHEN actor = 'relay' AND known ->> 'for' = 'policy' THEN 'The policy leaves it to people no more, so it goes on.' WHEN actor = 'relay' THEN 'The log is signed again, so it goes on.' ELSE who || ' released it.' END
 		WHEN 'rotation.waiting_for_enrollment' THEN format('It waits for a managed device of %s.', subject)
 		WHEN 'trigger.queued' THEN format('A trigger for %s was encrypted (attempt %s).', device, attempt)
 		WHEN 'trigger.sent' THEN format('The homeserver took the trigger (attempt %s).', attempt)
