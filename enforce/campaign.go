@@ -90,10 +90,22 @@ func (e *Enforcer) StartCampaign(ctx context.Context, request CampaignRequest, a
 	return c, started, nil
 }
 
+// rests are the events after which a campaign goes on no more by itself: people are told.
+var rests = []audit.Action{audit.CampaignFinished, audit.CampaignStopped, audit.CampaignPaused, audit.CampaignAborted}
+
 // tell appends the event of what became of a campaign, and wakes whoever watches it.
 func (e *Enforcer) tell(ctx context.Context, c postgres.Campaign, events ...audit.Event) error {
 	if err := e.db.Append(ctx, events...); err != nil {
 		return err
+	}
+	if e.moved != nil && slices.ContainsFunc(events, func(event audit.Event) bool { return slices.Contains(rests, event.Action) }) {
+		waves, err := e.db.CampaignWaves(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		if err := e.moved(ctx, c, total(waves)); err != nil {
+			return err
+		}
 	}
 	return e.db.Notify(ctx, CampaignChannel, c.ID.String())
 }

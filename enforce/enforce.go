@@ -4,6 +4,7 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -23,6 +24,8 @@ type Config struct {
 	StatusInterval time.Duration
 	// MaxAges says how old keys may be; nil is as the policy says.
 	MaxAges MaxAges
+	// Moved, where it is there, is told in the transaction in which a campaign ended or goes on no more by itself.
+	Moved func(ctx context.Context, c postgres.Campaign, all campaign.Counts) error
 	// Approval says which campaigns a second admin must approve; the zero value is all of them.
 	Approval campaign.ApprovalRule
 	Now      func() time.Time
@@ -35,6 +38,7 @@ type Enforcer struct {
 	engine   *relay.Engine
 	rules    roster.Config
 	maxAges  MaxAges
+	moved    func(ctx context.Context, c postgres.Campaign, all campaign.Counts) error
 	approval campaign.ApprovalRule
 	now      func() time.Time
 	log      zerolog.Logger
@@ -48,7 +52,7 @@ func New(config Config) (*Enforcer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	e := &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, approval: config.Approval, now: config.Now, log: config.Log}
+	e := &Enforcer{db: config.DB, engine: config.Engine, rules: roster.Config{StatusInterval: config.StatusInterval}, maxAges: config.MaxAges, moved: config.Moved, approval: config.Approval, now: config.Now, log: config.Log}
 	if e.maxAges == nil {
 		e.maxAges = e.maxAgesByPolicy
 	}

@@ -89,9 +89,9 @@ func askedFor(r postgres.Ruled) time.Time {
 	return r.Asked.At
 }
 
-// policyStep asks for the keys that are due by the policy, tells of those that are overdue, and lets go what waits for a
+// StepPolicy asks for the keys that are due by the policy, tells of those that are overdue, and lets go what waits for a
 // window. One replica does it at a time, and each user is looked at again under the lock of what changes for him.
-func (e *Enforcer) policyStep(ctx context.Context) (err error) {
+func (e *Enforcer) StepPolicy(ctx context.Context) (err error) {
 	lock, err := e.db.TryLock(ctx, "policy step")
 	if err != nil || lock == nil {
 		return err

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/notice"
 	"github.com/keyherald/keyherald/postgres"
 )
@@ -59,4 +62,15 @@ func newNotices(c config, db *postgres.DB, log zerolog.Logger) (*notice.Notices,
 	}
 	return notice.New(notice.Config{DB: db, Bot: c.Bot.UserID, Send: c.Matrix.Notices.Send, Admins: c.Matrix.AdminRoom.Invite,
 		RoomsPerMinute: c.Matrix.Notices.RoomsPerMinute, Sealed: c.Audit.on(), Log: log})
+}
+
+// tellCampaign has the admin room told, in the caller's transaction, that a campaign goes on no more by itself. A campaign
+// may be paused more than once: the key names the time.
+func tellCampaign(ctx context.Context, notices *notice.Notices, c postgres.Campaign, all campaign.Counts) error {
+	at := c.EndedAt
+	if at.IsZero() {
+		at = c.PausedAt
+	}
+	return notices.TellAdmins(ctx, fmt.Sprintf("campaign/%s/%s/%d", c.ID, c.State, at.UnixMilli()), audit.NoticeCampaign, notice.CampaignMoved(notice.Campaign{
+		ID: c.ID.String(), State: string(c.State), Why: c.StateCause, Reason: c.Parameters.Reason, Done: all.Done, Failing: all.Failing(), UnderWay: all.UnderWay()}))
 }

@@ -15,17 +15,21 @@ import (
 
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
+	"github.com/keyherald/keyherald/notice"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/roster"
 )
 
-func newEnforcer(c config, db *postgres.DB, engine *relay.Engine, log zerolog.Logger) (*enforce.Enforcer, error) {
+func newEnforcer(c config, db *postgres.DB, engine *relay.Engine, notices *notice.Notices, log zerolog.Logger) (*enforce.Enforcer, error) {
 	approval, err := campaign.ParseApproval(c.Campaigns.Approval)
 	if err != nil {
 		return nil, fmt.Errorf("campaigns.approval: %w", err)
 	}
-	return enforce.New(enforce.Config{DB: db, Engine: engine, StatusInterval: c.StatusInterval, Approval: approval, Log: log})
+	return enforce.New(enforce.Config{DB: db, Engine: engine, StatusInterval: c.StatusInterval, Approval: approval, Log: log,
+		Moved: func(ctx context.Context, c postgres.Campaign, all campaign.Counts) error {
+			return tellCampaign(ctx, notices, c, all)
+		}})
 }
 
 // withEnforcer is withEngine for what the company wants of everybody.
@@ -35,7 +39,11 @@ func withEnforcer(ctx context.Context, load func() (config, error), do func(conf
 		return err
 	}
 	return withEngine(ctx, func() (config, error) { return c, nil }, func(db *postgres.DB, engine *relay.Engine) error {
-		enforcer, err := newEnforcer(c, db, engine, zerolog.Nop())
+		notices, err := newNotices(c, db, zerolog.Nop())
+		if err != nil {
+			return err
+		}
+		enforcer, err := newEnforcer(c, db, engine, notices, zerolog.Nop())
 		if err != nil {
 			return err
 		}

@@ -46,18 +46,18 @@ func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 	return w.engine.Sweep(ctx)
 }
 
-// enforceArgs is the periodic job that does what the company's will asks for by itself: policies and campaigns.
-type enforceArgs struct{}
+// policyArgs and campaignArgs are the periodic jobs that do what the company's will asks for by itself.
+type policyArgs struct{}
 
-func (enforceArgs) Kind() string { return "enforce" }
+func (policyArgs) Kind() string { return "policy" }
 
-type enforceWorker struct {
-	river.WorkerDefaults[enforceArgs]
-	enforcer *enforce.Enforcer
-}
+type campaignArgs struct{}
 
-func (w *enforceWorker) Work(ctx context.Context, _ *river.Job[enforceArgs]) error {
-	return w.enforcer.Step(ctx)
+func (campaignArgs) Kind() string { return "campaign" }
+
+// onceOnly leaves what a job did not do to the next one.
+func onceOnly(args river.JobArgs, every time.Duration) *river.PeriodicJob {
+	return river.NewPeriodicJob(river.PeriodicInterval(every), func() (river.JobArgs, *river.InsertOpts) { return args, &river.InsertOpts{MaxAttempts: 1} }, &river.PeriodicJobOpts{RunOnStart: true})
 }
 
 // openDatabase connects as the writer and refuses a schema that does not fit; development mode migrates by itself.
@@ -165,17 +165,17 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &sweepWorker{engine: engine})
-	enforcer, err := newEnforcer(c, db, engine, log)
+	enforcer, err := newEnforcer(c, db, engine, notices, log)
 	if err != nil {
 		return err
 	}
-	river.AddWorker(workers, &enforceWorker{enforcer: enforcer})
+	river.AddWorker(workers, river.WorkFunc(func(ctx context.Context, _ *river.Job[policyArgs]) error { return enforcer.StepPolicy(ctx) }))
+	river.AddWorker(workers, river.WorkFunc(func(ctx context.Context, _ *river.Job[campaignArgs]) error { return enforcer.StepCampaigns(ctx) }))
 	jobs, err := river.NewClient(riverdatabasesql.New(db.RawDB), &river.Config{
 		Workers: workers, Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 4}},
 		PeriodicJobs: []*river.PeriodicJob{
 			river.NewPeriodicJob(river.PeriodicInterval(30*time.Second), func() (river.JobArgs, *river.InsertOpts) { return sweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true}),
-			// What it does not do the next one does.
-			river.NewPeriodicJob(river.PeriodicInterval(enforce.StepInterval), func() (river.JobArgs, *river.InsertOpts) { return enforceArgs{}, &river.InsertOpts{MaxAttempts: 1} }, &river.PeriodicJobOpts{RunOnStart: true}),
+			onceOnly(policyArgs{}, enforce.PolicyInterval), onceOnly(campaignArgs{}, enforce.CampaignInterval),
 		},
 	})
 	if err != nil {

@@ -49,14 +49,14 @@ func TestThePolicysWritesMayFailBeforeAndAfterTheyTookEffect(t *testing.T) {
 	do := func(t *testing.T) {
 		t.Helper()
 		failed := 0
-		for w.enforcer.Step(t.Context()) != nil {
+		for w.enforcer.StepPolicy(t.Context()) != nil {
 			if failed++; failed > 3 {
 				t.Fatal("the step fails for good")
 			}
 		}
 		// One whose lock is with a connection that died may have to wait until PostgreSQL knows.
 		waitFor(t, 10*time.Second, "every key that is due to have its rotation", func() bool {
-			check(t, w.enforcer.Step(t.Context()))
+			check(t, w.enforcer.StepPolicy(t.Context()))
 			var open int
 			check(t, plain.QueryRow(t.Context(), `SELECT COUNT(*) FROM rotation WHERE ended_at IS NULL AND NOT held`).Scan(&open))
 			return open == len(users)

@@ -41,14 +41,14 @@ func TestAPolicyHasARealDeviceMakeANewKeyInItsWindow(t *testing.T) {
 	_, _, err = enforcer.ApplyPolicy(ctx, enforce.PolicyRequest{Document: document, Reason: "keys live for thirty days"}, keyheraldtest.Admin())
 	check(t, err)
 
-	check(t, enforcer.Step(ctx))
+	check(t, enforcer.StepPolicy(ctx))
 	x, err := enforcer.ExplainPolicy(ctx, w.alice)
 	check(t, err)
 	if r := w.onlyRotation(t); r.Source == postgres.SourcePolicy || x.Verdict.State != policy.Waiting || !x.Verdict.OpensAt.After(w.clock.Now()) {
 		t.Fatalf("before its turn: %s, %+v", r.Source, x)
 	}
 	w.clock.Advance(x.Verdict.OpensAt.Sub(w.clock.Now()))
-	check(t, enforcer.Step(ctx))
+	check(t, enforcer.StepPolicy(ctx))
 	opened := w.onlyRotation(t)
 	if opened.Source != postgres.SourcePolicy || opened.Reason != rotation.ReasonPolicy || opened.Held {
 		t.Fatalf("in its turn: %+v", opened)
@@ -67,7 +67,7 @@ func TestAPolicyHasARealDeviceMakeANewKeyInItsWindow(t *testing.T) {
 		return len(standings) == 1 && standings[0].State == roster.Current
 	})
 	for range 3 {
-		check(t, enforcer.Step(ctx))
+		check(t, enforcer.StepPolicy(ctx))
 		w.clock.Advance(days)
 	}
 	all, err := w.db.Rotations(ctx, w.alice, false)

@@ -116,7 +116,7 @@ func (w *ruled) status(t *testing.T, u id.UserID, status protocol.Status) {
 
 func (w *ruled) step(t *testing.T) {
 	t.Helper()
-	check(t, w.enforcer.Step(t.Context()))
+	check(t, w.enforcer.StepPolicy(t.Context()))
 }
 
 // byPolicy are the rotations that the policy opened for a user, newest first.
@@ -553,7 +553,7 @@ func TestAStepThatIsRefusedItsEventDoesNothing(t *testing.T) {
 			_, _, err := w.enforcer.ApplyPolicy(t.Context(), enforce.PolicyRequest{Document: document(t, nightly), Reason: "x"}, keyheraldtest.Admin())
 			return err
 		}},
-		{"a key is rotated, and another told of as overdue", func() error { return w.enforcer.Step(t.Context()) }},
+		{"a key is rotated, and another told of as overdue", func() error { return w.enforcer.StepPolicy(t.Context()) }},
 	} {
 		before := snapshot(t, log.super)
 		log.refuse(t, `"v":1`)
@@ -572,7 +572,7 @@ func TestAStepThatIsRefusedItsEventDoesNothing(t *testing.T) {
 		w.user(t, "bob"+fmt.Sprint(len(act.what)), 33*days)
 		w.night(t)
 	}
-	if errors.Is(w.enforcer.Step(t.Context()), enforce.ErrPolicy) {
+	if errors.Is(w.enforcer.StepPolicy(t.Context()), enforce.ErrPolicy) {
 		t.Error("a step says that a policy is refused")
 	}
 }
