@@ -72,10 +72,41 @@ var compact = regexp.MustCompile(`^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]
 
 // Verify returns who the issuer says the sender is: the email where one is demanded, else the subject.
 func (v *Verifier) Verify(ctx context.Context, token string) (subject string, err error) {
-	if len(token) > maxToken || !compact.MatchString(token) {
-		return "", ErrToken
+	claims, err := v.claims(ctx, token, v.keys.find)
+	if err != nil {
+		return "", err
 	}
-	judged := &verdict{verifier: v}
+	if v.config.Claims["email"] != "" {
+		return v.config.Claims["email"], nil
+	}
+	return claims.Subject, nil
+}
+
+// Claims are what an authentic token says.
+type Claims struct {
+	Subject string
+	Expiry  time.Time
+	// All are the members of its payload, as encoding/json makes them of numbers as json.Number.
+	All map[string]any
+	// Signed is what the issuer signed, header and payload: a token in other bytes may have the same, since some kinds of
+	// signature can be written in several ways.
+	Signed string
+}
+
+// Held verifies a token with the keys that are held, and asks nobody: it is for whoever cannot wait. A key that is not
+// there, or is too old, is ErrUnavailable, and the next Ready asks for it.
+func (v *Verifier) Held(ctx context.Context, token string) (Claims, error) {
+	return v.claims(ctx, token, v.keys.held)
+}
+
+// Ready has the issuer's keys read where Held would want them.
+func (v *Verifier) Ready(ctx context.Context) error { return v.keys.ready(ctx) }
+
+func (v *Verifier) claims(ctx context.Context, token string, find finder) (claims Claims, err error) {
+	if len(token) > maxToken || !compact.MatchString(token) {
+		return claims, ErrToken
+	}
+	judged := &verdict{verifier: v, find: find}
 	verified, err := oidc.NewVerifier(v.config.Issuer, judged, &oidc.Config{
 		ClientID: v.config.Audience, SupportedSigningAlgs: v.config.Algorithms,
 		Now: func() time.Time { return v.now().Add(-leeway) },
@@ -83,44 +114,44 @@ func (v *Verifier) Verify(ctx context.Context, token string) (subject string, er
 	expired := new(oidc.TokenExpiredError)
 	switch {
 	case judged.err != nil:
-		return "", judged.err
+		return claims, judged.err
 	case !judged.authentic:
-		return "", ErrToken
+		return claims, ErrToken
 	case errors.As(err, &expired):
-		return "", ErrExpired
+		return claims, ErrExpired
 	case err != nil:
-		return "", ErrClaims
+		return claims, ErrClaims
 	}
 	var payload json.RawMessage
 	if err := verified.Claims(&payload); err != nil {
-		return "", ErrClaims
+		return claims, ErrClaims
 	}
-	claims, err := strictjson.Parse(payload)
-	if err != nil || !v.demanded(claims) {
-		return "", ErrClaims
+	all, err := strictjson.Parse(payload)
+	if err != nil || !v.demanded(all) {
+		return claims, ErrClaims
 	}
-	if v.config.Claims["email"] != "" {
-		return v.config.Claims["email"], nil
-	}
-	return verified.Subject, nil
+	claims.Subject, claims.Expiry, claims.Signed = verified.Subject, verified.Expiry, token[:strings.LastIndexByte(token, '.')]
+	claims.All, _ = all.(map[string]any)
+	return claims, nil
 }
 
 // verdict is the key set as go-oidc asks it about one token; it remembers what go-oidc's error would only say in words.
 type verdict struct {
 	verifier  *Verifier
+	find      finder
 	authentic bool
 	err       error
 }
 
 func (d *verdict) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	payload, err := d.verifier.signed(ctx, token)
+	payload, err := d.verifier.signed(ctx, token, d.find)
 	d.authentic, d.err = err == nil, err
 	return payload, err
 }
 
 // signed returns what the issuer signed. Only the header's alg and kid are looked at, and the kid is a name among the
 // issuer's keys: jwk, jku and x5u lead nowhere.
-func (v *Verifier) signed(ctx context.Context, token string) ([]byte, error) {
+func (v *Verifier) signed(ctx context.Context, token string, find finder) ([]byte, error) {
 	algorithms := make([]jose.SignatureAlgorithm, len(v.config.Algorithms))
 	for i, algorithm := range v.config.Algorithms {
 		algorithms[i] = jose.SignatureAlgorithm(algorithm)
@@ -136,7 +167,7 @@ func (v *Verifier) signed(ctx context.Context, token string) ([]byte, error) {
 	if header.KeyID == "" {
 		return nil, ErrToken
 	}
-	keys, err := v.keys.find(ctx, header.KeyID)
+	keys, err := find(ctx, header.KeyID)
 	if err != nil {
 		return nil, err
 	}

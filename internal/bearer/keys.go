@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -43,10 +44,56 @@ type keySet struct {
 	asked  time.Time // when the issuer was last asked
 	times  int       // how often it was asked
 	failed error     // what came of it the last time
+	// wanted are names that held did not find, and since when: what was read later says whether the issuer has them.
+	wanted map[string]time.Time
 }
 
+// finder returns the issuer's keys of a name.
+type finder func(ctx context.Context, name string) ([]jose.JSONWebKey, error)
+
 func newKeySet(config Config, fetch Fetch, now func() time.Time) *keySet {
-	return &keySet{config: config, fetch: fetch, now: now}
+	return &keySet{config: config, fetch: fetch, now: now, wanted: map[string]time.Time{}}
+}
+
+// maxWanted bounds what strangers may have it remember.
+const maxWanted = 100
+
+// held is find without asking the issuer.
+func (s *keySet) held(_ context.Context, name string) ([]jose.JSONWebKey, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	known := len(s.keys) > 0 && now.Sub(s.readAt) < stale
+	if keys := s.keys[name]; known && len(keys) > 0 {
+		return keys, nil
+	}
+	since, before := s.wanted[name]
+	if known && before && s.readAt.After(since) {
+		delete(s.wanted, name)
+		return nil, ErrToken
+	}
+	if !before && len(s.wanted) < maxWanted {
+		s.wanted[name] = now
+	}
+	return nil, fmt.Errorf("%w: they are not read yet", ErrUnavailable)
+}
+
+// ready reads the keys where they are not fresh, or held did not find one.
+func (s *keySet) ready(ctx context.Context) error {
+	s.mu.RLock()
+	now := s.now()
+	enough := len(s.keys) > 0 && now.Sub(s.readAt) < fresh
+	for _, since := range s.wanted {
+		enough = enough && s.readAt.After(since)
+	}
+	// What was wanted and not found is asked for at once only as often as anybody may ask.
+	enough = enough || len(s.keys) > 0 && now.Sub(s.readAt) < again
+	times := s.times
+	s.mu.RUnlock()
+	if enough {
+		return nil
+	}
+	return s.read(ctx, times)
 }
 
 // find returns the keys of a name; there may be several, of different kinds. An unknown name is a reason to ask the
@@ -101,6 +148,8 @@ func (s *keySet) read(ctx context.Context, times int) error {
 		return s.failed
 	}
 	s.keys, s.readAt, s.failed = keys, now, nil
+	// Whoever asked for these is not coming back.
+	maps.DeleteFunc(s.wanted, func(_ string, since time.Time) bool { return now.Sub(since) > fresh })
 	return nil
 }
 
