@@ -34,6 +34,8 @@ type (
 	Filter          string // what somebody who read the log asked for: an actor, or a pattern of actions
 	RuleName        string // of the company's policy
 	PolicyHash      string // the first half of the SHA-256 of a policy's document, in hex
+	UserPattern     string // of user ids, as an admin wrote it
+	ProofName       string // what a device shows instead of a code, as the configuration names it
 	PublicKey       string // base64; it enters as its fingerprint alone
 )
 

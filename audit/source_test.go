@@ -91,7 +91,7 @@ func TestEveryWordIsInTheVocabulary(t *testing.T) {
 		}
 	}
 	// These are told apart inside, and never told.
-	inside := map[string]bool{"rotation.Hold ": true, "protocol.RecoveryCopy ": true, "protocol.ErrorCode ": true, "protocol.Stage ": true, "protocol.Refusal ": true,
+	inside := map[string]bool{"rotation.Hold ": true, "protocol.RecoveryCopy ": true, "protocol.ErrorCode ": true, "protocol.Stage ": true, "protocol.Refusal ": true, "protocol.ProofType ": true,
 		"protocol.Outcome ": true, "audit.Refusal ": true, "rotation.Reason ": true, "audit.Ignored ": true, "protocol.DriftKind ": true}
 	vocabularies := typesOf(t, "Vocabulary")
 	for _, named := range vocabularies {
@@ -161,12 +161,14 @@ var conversions = []string{
 	"relay: audit.KMSVersion(t.rotation.KMS.Version)",
 	"relay: audit.KMSVersion(w.Version)",
 	"relay: audit.NotificationID(a.ID)",
+	"relay: audit.ProofName(grant.Proof)",
 	"relay: audit.PublicKey(report.Backup.PublicKey)",
 	"relay: audit.PublicKey(status.PublicKey)",
 	"relay: audit.ReaderName(a.Reader)",
 	"relay: audit.SoftwareVersion(status.SoftwareVersion)",
 	"relay: audit.SourceName(a.Source)",
 	"relay: audit.StorageKeyID(act.KeyID)",
+	"relay: audit.UserPattern(grant.Users)",
 }
 
 func TestWhereForeignTextBecomesAnIdentifierIsKnown(t *testing.T) {

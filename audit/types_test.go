@@ -137,7 +137,7 @@ var calls = map[string][]string{
 
 // others are the functions that let nothing into the log, or look at all of it first and may say no.
 var others = map[string]bool{"ByRelay": true, "BySigner": true, "ByAnybody": true, "OfServer": true, "OfDatabase": true, "OfTriggers": true, "OfRotations": true, "OfPolicy": true, "OfRoster": true,
-	"OfCampaigns": true, "OfIntake": true, "OfMessages": true, "OfAdmins": true, "Commit": true, "NewReason": true, "WhyNoReason": true, "ParseVerifierKey": true,
+	"OfCampaigns": true, "OfIntake": true, "OfMessages": true, "OfAdmins": true, "OfGrants": true, "OfUsers": true, "OfDevices": true, "Commit": true, "NewReason": true, "WhyNoReason": true, "ParseVerifierKey": true,
 	"ParseBody": true, "CheckRedaction": true}
 
 // Go lets an array without a name pass for a named one, so that 16 bytes pass for an UUID where no constraint stops them.

@@ -65,6 +65,10 @@ var (
 	until      = of("until", aTime, "before when")
 	outForm    = word("format", "in which form", FormatJSONLines, FormatCSV, FormatOCSF, FormatBundle, FormatReport)
 	unsentWord = because(RefusedNoOneTimeKey)
+	grantID    = of("grant", anIdentifier, "the number of the grant")
+	proofName  = of("proof", anIdentifier, "what is shown by it instead of a code, as the configuration names it")
+	asksAgain  = []field{of("reenrollment", anIdentifier, "the number of the request"), of("old_master_key_sha256", aFingerprint, "the user's master key that was pinned"),
+		of("new_master_key_sha256", aFingerprint, "the one that the homeserver presents now")}
 )
 
 // act is what a managed device says that it did, with its user or with another device of his.
@@ -202,14 +206,35 @@ var vocabulary = []entry{
 
 	// Managed devices.
 	{CodeCreated, "An enrollment code was made for a user.",
-		people, []kindOfSubject{aUser}, ofNone, yesNo,
-		[]field{because(RefusedNoUserID, RefusedLife), of("code", anIdentifier, "the number of the code, never the code"), of("expires_at", aTime, "when it ends")}},
+		people, []kindOfSubject{aUser, theUsers}, ofNone, yesNo,
+		[]field{because(RefusedNoUserID, RefusedLife, RefusedBounds), of("code", anIdentifier, "the number of the code, never the code"), of("expires_at", aTime, "when it ends")}},
 	{CodeBurned, "Wrong codes were tried five times, so the open codes of the user are void.",
 		[]Role{Sender}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedWrongTries), of("codes", aNumber, "how many codes are void")}},
-	{DeviceEnrolled, "A device proved that it has its keys, is cross-signed, and was given the code; it is the user's managed device now.",
+	{DeviceEnrolled, "A device proved that it has its keys, is cross-signed, and was given the code, showed a proof that a grant is for, or was released by an admin; it is the user's managed device now.",
 		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Accepted},
 		[]field{of("device", anIdentifier, "the number of the enrolled device"), of("signing_key_sha256", aFingerprint, "the device's Ed25519 key, pinned from now on"),
 			of("master_key_sha256", aFingerprint, "the user's master key, pinned from now on")}},
+	{GrantCreated, "A grant was made: the first managed device of each user whose id its pattern matches enrolls by a proof instead of a code.",
+		people, []kindOfSubject{theGrants}, ofNone, yesNo,
+		[]field{because(RefusedPattern, RefusedUnknownProof, RefusedBounds, RefusedLife), grantID, of("users", anIdentifier, "the pattern of user ids"), proofName,
+			of("max", aNumber, "how many devices it is for"), of("expires_at", aTime, "when it ends")}},
+	{GrantRevoked, "A grant was revoked: nobody enrolls by it any more.",
+		people, []kindOfSubject{theGrants}, ofNone, yesNo,
+		[]field{because(RefusedUnknownGrant, RefusedAlreadySo, RefusedReason), grantID, reason, of("used", aNumber, "how many devices enrolled by it")}},
+	{GrantUsed, "A device enrolled by a grant: what it showed is its user's, it is his first managed device, and cross-signed.",
+		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Accepted},
+		[]field{grantID, proofName, of("used", aNumber, "how many devices enrolled by it, this one too"), of("max", aNumber, "how many it is for")}},
+	{GrantRefused, "A device asked to be enrolled by a grant and was refused.",
+		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Refused},
+		[]field{because(grantRefusals...), grantID, word("proof_type", "what it showed", proofTypes...)}},
+	{GrantBarred, "Wrong proofs were shown five times for a user, so the grant is void for him.",
+		[]Role{Sender}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedWrongTries), grantID}},
+	{ReenrollmentQueued, "A device asked to be enrolled again, since its user's identity was reset. It waits for an admin, and is not trusted.",
+		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Accepted}, asksAgain},
+	{ReenrollmentReleased, "It was decided that a device that asked again is enrolled, if its user still has the identity that it asked with.",
+		people, []kindOfSubject{aDevice, theDevices}, ofNone, yesNo, append([]field{because(RefusedUnknownReenrollment, RefusedAlreadySo)}, asksAgain...)},
+	{ReenrollmentRejected, "It was decided that a device that asked again is not enrolled.",
+		people, []kindOfSubject{aDevice, theDevices}, ofNone, yesNo, append([]field{because(RefusedUnknownReenrollment, RefusedAlreadySo, RefusedReason), reason}, asksAgain...)},
 	{EnrollmentRefused, "A device asked to be enrolled and was refused.",
 		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Refused}, []field{because(enrollmentRefusals...)}},
 	{DeviceNeedsEnrollment, "A managed device is not what was pinned any more, and is trusted again only after another enrollment.",

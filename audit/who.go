@@ -108,6 +108,9 @@ const (
 	theMessages  kindOfSubject = "`messages`"
 	theAdmins    kindOfSubject = "`admins`"
 	theRoster    kindOfSubject = "`roster`"
+	theGrants    kindOfSubject = "`grants`"
+	theUsers     kindOfSubject = "`users`"
+	theDevices   kindOfSubject = "`devices`"
 )
 
 func (k kindOfSubject) subject() Subject { return Subject{k, strings.Trim(string(k), "`")} }
@@ -169,6 +172,15 @@ func OfCampaigns() Subject { return theCampaigns.subject() }
 
 // OfIntake is what notifications arrive at, whatever their source.
 func OfIntake() Subject { return theIntake.subject() }
+
+// OfGrants are the grants to enroll without a code; the detail says which.
+func OfGrants() Subject { return theGrants.subject() }
+
+// OfUsers are several users at once, of whom nothing was done.
+func OfUsers() Subject { return theUsers.subject() }
+
+// OfDevices are the managed devices, or one that is not known.
+func OfDevices() Subject { return theDevices.subject() }
 
 // OfMessages are the to-device messages that the bot gets.
 func OfMessages() Subject { return theMessages.subject() }

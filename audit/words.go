@@ -99,6 +99,12 @@ const (
 	RefusedOwnCampaign       Refusal = "by_who_asked_for_it"
 	RefusedOtherHash         Refusal = "another_hash"
 	RefusedApprovalExpired   Refusal = "approval_expired"
+	RefusedPattern           Refusal = "unusable_pattern"
+	RefusedUnknownProof      Refusal = "unknown_proof"
+	RefusedBounds            Refusal = "number_out_of_bounds"
+	RefusedUnknownGrant      Refusal = "unknown_grant"
+
+	RefusedUnknownReenrollment Refusal = "unknown_reenrollment"
 )
 
 // Why what an admin asked for of the roster is refused.
@@ -252,8 +258,14 @@ func vocabularyOf[T Vocabulary]() string { return reflect.TypeFor[T]().String() 
 var (
 	enrollmentRefusals = []protocol.Refusal{protocol.RefusedCodeUnknown, protocol.RefusedCodeUsed, protocol.RefusedCodeExpired, protocol.RefusedCodeBurned,
 		protocol.RefusedOtherUser, protocol.RefusedKeysMismatch, protocol.RefusedMasterKeyMismatch, protocol.RefusedNotCrossSigned, protocol.RefusedWrongBot,
-		protocol.RefusedProtocolVersion, protocol.RefusedMalformed, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack}
-	stages = []protocol.Stage{protocol.StageTriggerAccepted, protocol.StageFetched, protocol.StageBackupCreated, protocol.StageRecoveryCopyWritten,
+		protocol.RefusedProtocolVersion, protocol.RefusedMalformed, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack,
+		protocol.RefusedQueued, protocol.RefusedRejected, protocol.RefusedNotBefore}
+	grantRefusals = []protocol.Refusal{protocol.RefusedNoGrant, protocol.RefusedGrantUsedUp, protocol.RefusedGrantExpired, protocol.RefusedGrantRevoked,
+		protocol.RefusedGrantBarred, protocol.RefusedNotFirstDevice, protocol.RefusedProof, protocol.RefusedProofExpired, protocol.RefusedProofElsewhere,
+		protocol.RefusedProofOtherUser, protocol.RefusedProofUsed, protocol.RefusedProofUnavailable, protocol.RefusedProtocolVersion, protocol.RefusedWrongBot,
+		protocol.RefusedKeysMismatch, protocol.RefusedMasterKeyMismatch, protocol.RefusedNotCrossSigned, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack}
+	proofTypes = protocol.ProofTypes
+	stages     = []protocol.Stage{protocol.StageTriggerAccepted, protocol.StageFetched, protocol.StageBackupCreated, protocol.StageRecoveryCopyWritten,
 		protocol.StageCarryingOver, protocol.StageCarriedOver, protocol.StageCleanedUp, protocol.StagePushed, protocol.StageRejected, protocol.StageNeedsAttention, protocol.StageFailed, protocol.StageWithdrawn}
 	errorCodes = []protocol.ErrorCode{protocol.RejectedNotPinnedBot, protocol.RejectedOtherUser, protocol.RejectedSecret, protocol.RejectedKMS,
 		protocol.RejectedSequence, protocol.RejectedExpired, protocol.RejectedNotYetIssued, protocol.RejectedNotPushed, protocol.RejectedAction, protocol.RejectedMalformed,

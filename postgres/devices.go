@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -187,14 +188,27 @@ func (c Code) Open(now time.Time) bool {
 	return !c.Burned && c.UsedBy == uuid.Nil && now.Before(c.ExpiresAt)
 }
 
-// PutCode keeps a new code.
-func (db *DB) PutCode(ctx context.Context, c Code) error {
-	_, err := db.Exec(ctx, `INSERT INTO enrollment_code (id, user_id, sha256, created_at, created_by, expires_at) VALUES ($1, $2, $3, $4, $5, $6)`,
-		c.ID, c.UserID, c.SHA256[:], c.CreatedAt, c.CreatedBy, c.ExpiresAt)
+// PutCodes keeps new codes that were made together: at the same time, by the same actor, for the same while.
+func (db *DB) PutCodes(ctx context.Context, codes []Code) error {
+	keys, users, hashes := make([]uuid.UUID, len(codes)), make([]string, len(codes)), make([][]byte, len(codes))
+	for i, c := range codes {
+		keys[i], users[i], hashes[i] = c.ID, c.UserID.String(), c.SHA256[:]
+	}
+	_, err := db.Exec(ctx, `INSERT INTO enrollment_code (id, user_id, sha256, created_at, created_by, expires_at)
+		SELECT id, user_id, sha256, $4, $5, $6 FROM unnest($1::uuid[], $2::text[], $3::bytea[]) AS code (id, user_id, sha256)`,
+		pq.Array(keys), pq.Array(users), pq.Array(hashes), codes[0].CreatedAt, codes[0].CreatedBy, codes[0].ExpiresAt)
 	if err != nil {
-		return fmt.Errorf("keeping an enrollment code: %w", err)
+		return fmt.Errorf("keeping enrollment codes: %w", err)
 	}
 	return nil
+}
+
+// HasCode reports whether a code with this hash was ever kept.
+func (db *DB) HasCode(ctx context.Context, hash [32]byte) (has bool, err error) {
+	if err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM enrollment_code WHERE sha256 = $1)`, hash[:]).Scan(&has); err != nil {
+		return false, fmt.Errorf("looking for an enrollment code: %w", err)
+	}
+	return has, nil
 }
 
 // LockCode finds a code by its hash and locks it until the transaction ends.

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -21,38 +22,6 @@ import (
 
 // wrongTries burn a code.
 const wrongTries = 5
-
-// NewCode makes a one-time enrollment code for a user. Only its hash is kept; the caller shows it to the admin once.
-func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration, actor audit.Actor) (protocol.Code, error) {
-	var code protocol.Code
-	event := audit.Event{Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUser(user), Outcome: audit.Accepted}
-	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
-		if _, _, err := user.Parse(); err != nil {
-			return refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
-		}
-		if life <= 0 || life > 30*24*time.Hour {
-			return refusal.New(refusal.Invalid, audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life)
-		}
-		codeID, err := uuid.NewV7()
-		if err != nil {
-			return fmt.Errorf("making a code's id: %w", err)
-		}
-		if code, err = protocol.NewCode(e.bot, e.masterKey); err != nil {
-			return err
-		}
-		now := e.now()
-		row := postgres.Code{ID: codeID, UserID: user, SHA256: code.Hash(), CreatedAt: now, CreatedBy: actor.String(), ExpiresAt: now.Add(life)}
-		if err := e.db.PutCode(ctx, row); err != nil {
-			return err
-		}
-		event.Time, event.Detail = now, audit.Detail{audit.ID("code", codeID), audit.Time("expires_at", row.ExpiresAt)}
-		return e.db.Append(ctx, event)
-	})
-	if err != nil {
-		return protocol.Code{}, err
-	}
-	return code, nil
-}
 
 // Revoke ends a device's enrollment; a reason may be given. The bot tells the device when it next holds the lease; what
 // else is to be done is for the admin, and Revoke's callers say so.
@@ -84,7 +53,7 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 		if err := e.db.Append(ctx, event); err != nil {
 			return err
 		}
-		if err := e.takeAway(ctx, devices[i], ""); err != nil {
+		if err := errors.Join(e.db.DropReenrollment(ctx, devices[i].ID), e.takeAway(ctx, devices[i], "")); err != nil {
 			return err
 		}
 		return e.db.Notify(ctx, WorkChannel, "")
@@ -126,31 +95,53 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol
 	return nil
 }
 
+// verdict is what becomes of a request to be enrolled: the device where it is accepted, else why not.
+type verdict struct {
+	device  postgres.Device
+	refusal protocol.Refusal
+	// grant is the one that it is about; zero for none.
+	grant uuid.UUID
+	// repeated is an answer that changes nothing, or whose event stands elsewhere.
+	repeated bool
+}
+
 func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	var request protocol.EnrollRequest
 	if json.Unmarshal(message.Content, &request) != nil || request.Validate() != nil {
 		return s.unusable(ctx, message, audit.RefusedMalformedEnrollment)
 	}
 	now := s.now()
-	device, refusal, err := s.judge(ctx, message, request, now)
+	judge := s.byCode
+	switch {
+	case request.Again:
+		judge = s.again
+	case request.Proof != nil:
+		judge = s.byProof
+	}
+	v, err := judge(ctx, message, request, now)
 	if err != nil {
 		return err
 	}
-	response := protocol.EnrollResponse{Accepted: refusal == "", Reason: refusal}
+	response := protocol.EnrollResponse{Accepted: v.refusal == "", Reason: v.refusal, UserMasterKey: request.UserMasterKey}
 	event := audit.Event{Time: now, Actor: audit.ByDevice(message.Sender, request.DeviceID), Subject: audit.OfDevice(message.Sender, request.DeviceID)}
-	if refusal == "" {
+	if v.refusal == "" {
 		if response.SequenceFloor, err = s.db.LastSequence(ctx, message.Sender); err != nil {
 			return err
 		}
-		event.Action, event.Outcome = audit.DeviceEnrolled, audit.Accepted
-		event.Detail = audit.Detail{audit.Fingerprint("signing_key_sha256", device.SigningKey), audit.Fingerprint("master_key_sha256", device.MasterKey),
-			audit.ID("device", device.ID)}
+		event.Action, event.Outcome, event.Detail = audit.DeviceEnrolled, audit.Accepted, enrolledDetail(v.device)
 	} else {
-		event.Action, event.Outcome = audit.EnrollmentRefused, audit.Refused
-		event.Detail = audit.Detail{audit.Word("refusal", refusal)}
+		event.Action, event.Outcome, event.Detail = audit.EnrollmentRefused, audit.Refused, audit.Detail{audit.Word("refusal", v.refusal)}
+		if request.Proof != nil {
+			event.Action, event.Detail = audit.GrantRefused, append(event.Detail, audit.Word("proof_type", request.Proof.Type))
+		}
+		if v.grant != uuid.Nil {
+			event.Detail = append(event.Detail, audit.ID("grant", v.grant))
+		}
 	}
-	if err := s.db.Append(ctx, event); err != nil {
-		return err
+	if !v.repeated {
+		if err := s.db.Append(ctx, event); err != nil {
+			return err
+		}
 	}
 	// The answer goes to the keys the request came with: the Olm session is there, so no key is claimed.
 	to := crosssigning.Device{UserID: message.Sender, DeviceID: request.DeviceID, IdentityKey: message.SenderKey, SigningKey: message.SenderSigningKey}
@@ -161,13 +152,16 @@ func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	return s.db.Notify(ctx, WorkChannel, "")
 }
 
-// judge decides on an enrollment and, if it is accepted, keeps the device. The order matters: a wrong code is counted
-// before anything else is looked at, so that nothing can be probed without a code.
-func (s *Session) judge(ctx context.Context, message *todevice.Message, request protocol.EnrollRequest, now time.Time) (postgres.Device, protocol.Refusal, error) {
-	var none postgres.Device
+func enrolledDetail(d postgres.Device) audit.Detail {
+	return audit.Detail{audit.Fingerprint("signing_key_sha256", d.SigningKey), audit.Fingerprint("master_key_sha256", d.MasterKey), audit.ID("device", d.ID)}
+}
+
+// byCode decides on an enrollment by a code and, if it is accepted, keeps the device. The order matters: a wrong code is
+// counted before anything else is looked at, so that nothing can be probed without a code.
+func (s *Session) byCode(ctx context.Context, message *todevice.Message, request protocol.EnrollRequest, now time.Time) (verdict, error) {
 	code, ok, err := s.db.LockCode(ctx, protocol.HashCode(request.Code))
 	if err != nil {
-		return none, "", err
+		return verdict{}, err
 	}
 	if !ok {
 		burned, err := s.db.WrongTry(ctx, message.Sender, now, wrongTries)
@@ -175,37 +169,57 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 			err = s.db.Append(ctx, audit.Event{Time: now, Actor: audit.BySender(message.Sender), Action: audit.CodeBurned, Subject: audit.OfUser(message.Sender),
 				Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedWrongTries), audit.Number("codes", burned)}})
 		}
-		return none, protocol.RefusedCodeUnknown, err
+		return verdict{refusal: protocol.RefusedCodeUnknown}, err
 	}
 	existing, known, err := s.db.DeviceByKey(ctx, message.Sender, message.SenderKey)
 	if err != nil {
-		return none, "", err
+		return verdict{}, err
 	}
 	switch {
 	case code.UserID != message.Sender:
-		return none, protocol.RefusedOtherUser, nil
+		return verdict{refusal: protocol.RefusedOtherUser}, nil
 	case code.Burned:
-		return none, protocol.RefusedCodeBurned, nil
+		return verdict{refusal: protocol.RefusedCodeBurned}, nil
 	case code.UsedBy != uuid.Nil && known && existing.ID == code.UsedBy && existing.State == postgres.Enrolled:
-		return existing, "", nil
+		return verdict{device: existing}, nil
 	case code.UsedBy != uuid.Nil:
-		return none, protocol.RefusedCodeUsed, nil
+		return verdict{refusal: protocol.RefusedCodeUsed}, nil
 	case !now.Before(code.ExpiresAt):
-		return none, protocol.RefusedCodeExpired, nil
-	case request.ProtocolVersion != protocol.Version:
-		return none, protocol.RefusedProtocolVersion, nil
-	case request.BotUserID != s.bot || request.BotMasterKey != s.masterKey:
-		return none, protocol.RefusedWrongBot, nil
+		return verdict{refusal: protocol.RefusedCodeExpired}, nil
+	}
+	if why := s.fits(message, request); why != "" {
+		return verdict{refusal: why}, nil
+	}
+	device, why, err := s.keep(ctx, message, request, now)
+	if err != nil || why != "" {
+		return verdict{refusal: why}, err
+	}
+	return verdict{device: device}, errors.Join(s.db.DropReenrollment(ctx, device.ID), s.db.UseCode(ctx, code.ID, device.ID))
+}
+
+// fits says what of a request does not fit its sender, as the homeserver has signed him; empty where all of it does.
+func (s *Session) fits(message *todevice.Message, request protocol.EnrollRequest) protocol.Refusal {
+	if request.ProtocolVersion != protocol.Version {
+		return protocol.RefusedProtocolVersion
+	}
+	if request.BotUserID != s.bot || request.BotMasterKey != s.masterKey {
+		return protocol.RefusedWrongBot
 	}
 	signed, ok := message.SenderDevice()
 	switch {
 	case !ok || signed.DeviceID != request.DeviceID || request.IdentityKey != message.SenderKey || request.SigningKey != message.SenderSigningKey:
-		return none, protocol.RefusedKeysMismatch, nil
+		return protocol.RefusedKeysMismatch
 	case !message.Identity.PinnedTo(request.UserMasterKey):
-		return none, protocol.RefusedMasterKeyMismatch, nil
+		return protocol.RefusedMasterKeyMismatch
 	case !signed.CrossSigned || signed.Dehydrated:
-		return none, protocol.RefusedNotCrossSigned, nil
+		return protocol.RefusedNotCrossSigned
 	}
+	return ""
+}
+
+// keep makes the device an enrolled one, unless another with other keys has its id.
+func (s *Session) keep(ctx context.Context, message *todevice.Message, request protocol.EnrollRequest, now time.Time) (postgres.Device, protocol.Refusal, error) {
+	var none postgres.Device
 	deviceID, err := uuid.NewV7()
 	if err != nil {
 		return none, "", fmt.Errorf("making a device's id: %w", err)
@@ -230,8 +244,5 @@ func (s *Session) judge(ctx context.Context, message *todevice.Message, request 
 	}
 	device := postgres.Device{ID: deviceID, UserID: message.Sender, DeviceID: request.DeviceID, IdentityKey: message.SenderKey,
 		SigningKey: message.SenderSigningKey, MasterKey: request.UserMasterKey, Name: request.Name, SoftwareVersion: request.SoftwareVersion, EnrolledAt: now}
-	if err := s.db.PutDevice(ctx, device); err != nil {
-		return none, "", err
-	}
-	return device, "", s.db.UseCode(ctx, code.ID, device.ID)
+	return device, "", s.db.PutDevice(ctx, device)
 }

@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -30,6 +31,8 @@ type Config struct {
 	Storm rotation.StormLimit
 	// Sealed says that the audit log is to be signed: where it is not for a day, new rotations wait.
 	Sealed bool
+	// Proofs are what grants may name, by their names; nil where none is configured.
+	Proofs map[string]*enrollment.Verifier
 	Now    func() time.Time
 	Log    zerolog.Logger
 }
@@ -42,6 +45,7 @@ type Engine struct {
 	ackTimeout time.Duration
 	storm      rotation.StormLimit
 	sealed     bool
+	proofs     map[string]*enrollment.Verifier
 	now        func() time.Time
 	log        zerolog.Logger
 }
@@ -60,7 +64,7 @@ func New(config Config) (*Engine, error) {
 	if config.Storm == (rotation.StormLimit{}) {
 		config.Storm = rotation.DefaultStormLimit()
 	}
-	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, now: config.Now, log: config.Log}, nil
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, proofs: config.Proofs, now: config.Now, log: config.Log}, nil
 }
 
 func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor audit.Actor, fields ...audit.Field) error {

@@ -26,6 +26,14 @@ import (
 // while a code is open: enough to tell somebody that his code is another user's, and no flood of the log.
 const strangersPerMinute = 60
 
+// grantedPerMinute is how many messages of a user who has no device and may enroll by a grant are decrypted in a minute, and
+// allGrantedPerMinute how many of all such users together: a fleet may come at once, and the accounts of a company are not
+// an attacker's to make. A message costs well under a millisecond.
+const (
+	grantedPerMinute    = 10
+	allGrantedPerMinute = 3000
+)
+
 // Session is the engine while this replica holds the bot: it reads what devices send and writes what they are to do.
 type Session struct {
 	*Engine
@@ -39,12 +47,17 @@ type Session struct {
 	mu        sync.Mutex // guards the rest
 	minute    time.Time
 	strangers int
-	told      time.Time // the minute of the last look at what was dropped
+	// granted counts by users, in the same minute, allGranted all of them.
+	granted    map[id.UserID]int
+	allGranted int
+	// looks are messages that are to be handled with their sender looked up.
+	looks map[string]bool
+	told  time.Time // the minute of the last look at what was dropped
 }
 
 // Session binds the engine to the bot's endpoint, whose fence is the bot's lease.
 func (e *Engine) Session(endpoint *todevice.Endpoint) *Session {
-	return &Session{Engine: e, endpoint: endpoint}
+	return &Session{Engine: e, endpoint: endpoint, granted: map[id.UserID]int{}, looks: map[string]bool{}}
 }
 
 // Admit drops what is not encrypted, and what comes from users who have nothing to do with us, before decryption.
@@ -57,10 +70,20 @@ func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 		return drop(audit.RefusedNotEncrypted)
 	}
 	ours, anyone, err := s.db.Knows(ctx, envelope.Sender, s.now())
-	switch {
-	case err != nil:
+	if err != nil {
 		return todevice.Admission{}, err
+	}
+	var grants []postgres.Grant
+	if !ours {
+		if grants, err = s.grantsFor(ctx, envelope.Sender); err != nil {
+			return todevice.Admission{}, err
+		}
+	}
+	switch {
 	case ours:
+	case len(grants) > 0 && !s.mayGranted(envelope.Sender):
+		return drop(audit.RefusedTooMany)
+	case len(grants) > 0:
 	case !anyone:
 		return drop(audit.RefusedUnknownSender)
 	case !s.mayStranger():
@@ -77,16 +100,50 @@ func (s *Session) Admit(ctx context.Context, envelope todevice.Envelope) (todevi
 	// An enrolled device's keys are pinned: its messages need no word from the homeserver, unless it may be enrolling
 	// again, after its user's identity was reset.
 	enrolling, err := s.db.HasOpenCode(ctx, envelope.Sender, s.now())
-	return todevice.Admission{Identity: !enrolled || enrolling || device.State != postgres.Enrolled}, err
+	if err != nil {
+		return todevice.Admission{}, err
+	}
+	if ours && !enrolled {
+		if grants, err = s.grantsFor(ctx, envelope.Sender); err != nil {
+			return todevice.Admission{}, err
+		}
+	}
+	s.ready(ctx, grants)
+	return todevice.Admission{Identity: !enrolled || enrolling || device.State != postgres.Enrolled || s.looked(envelope.ID)}, nil
+}
+
+// looked reports whether a message is to be handled with its sender looked up, once.
+func (s *Session) looked(envelope string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked := s.looks[envelope]
+	delete(s.looks, envelope)
+	return asked
+}
+
+// mayGranted counts one message of a user who may enroll by a grant, and reports whether it may be decrypted.
+func (s *Session) mayGranted(user id.UserID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.turn()
+	s.granted[user]++
+	s.allGranted++
+	return s.granted[user] <= grantedPerMinute && s.allGranted <= allGrantedPerMinute
+}
+
+// turn begins another minute's counts. The caller holds the lock.
+func (s *Session) turn() {
+	if minute := s.now().Truncate(time.Minute); !minute.Equal(s.minute) {
+		s.minute, s.strangers, s.allGranted = minute, 0, 0
+		clear(s.granted)
+	}
 }
 
 // mayStranger counts one message of a stranger, and reports whether it may be decrypted.
 func (s *Session) mayStranger() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if minute := s.now().Truncate(time.Minute); !minute.Equal(s.minute) {
-		s.minute, s.strangers = minute, 0
-	}
+	s.turn()
 	s.strangers++
 	return s.strangers <= strangersPerMinute
 }

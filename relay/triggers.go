@@ -24,7 +24,7 @@ const triggerBatch = 200
 
 // Work sends a trigger for every rotation that is due, unless triggers are frozen. What stops one does not stop the others.
 func (s *Session) Work(ctx context.Context) error {
-	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.tellRepeats(ctx), s.tellDropped(ctx), s.lookBack(ctx))
+	all := errors.Join(s.tellRevoked(ctx), s.tellCancelled(ctx), s.greet(ctx), s.settleReenrollments(ctx), s.tellRepeats(ctx), s.tellDropped(ctx), s.lookBack(ctx))
 	after := uuid.Nil
 	for {
 		if _, frozen, err := s.db.Frozen(ctx, false); err != nil || frozen {

@@ -80,18 +80,21 @@ func pinned(d postgres.Device) crosssigning.Device {
 }
 
 func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error {
-	return s.db.Txn(ctx, func(ctx context.Context) error {
-		if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
-			return err
-		}
-		err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.ByRelay(), Action: audit.DeviceNeedsEnrollment, Subject: subjectOf(d),
-			Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedIdentityChanged)}})
-		if err != nil {
-			return err
-		}
-		if err := s.takeAway(ctx, d, ""); err != nil {
-			return err
-		}
-		return s.db.Notify(ctx, WorkChannel, "")
-	})
+	return s.db.Txn(ctx, func(ctx context.Context) error { return s.stopTrusting(ctx, d) })
+}
+
+// stopTrusting is needsEnrollment in the caller's transaction.
+func (s *Session) stopTrusting(ctx context.Context, d postgres.Device) error {
+	if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
+		return err
+	}
+	err := s.db.Append(ctx, audit.Event{Time: s.now(), Actor: audit.ByRelay(), Action: audit.DeviceNeedsEnrollment, Subject: subjectOf(d),
+		Outcome: audit.Refused, Detail: audit.Detail{audit.Word("refusal", audit.RefusedIdentityChanged)}})
+	if err != nil {
+		return err
+	}
+	if err := s.takeAway(ctx, d, ""); err != nil {
+		return err
+	}
+	return s.db.Notify(ctx, WorkChannel, "")
 }

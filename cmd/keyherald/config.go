@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/campaign"
+	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/internal/strictyaml"
 	"github.com/keyherald/keyherald/kms"
@@ -52,6 +53,8 @@ type config struct {
 	// StatusInterval is how often managed devices send a status, as their status_interval says.
 	StatusInterval time.Duration   `yaml:"status_interval"`
 	Campaigns      campaignsConfig `yaml:"campaigns"`
+	// Enrollment are the proofs by which grants let devices enroll without codes.
+	Enrollment enrollment.Config `yaml:"enrollment"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -157,6 +160,10 @@ func (c *config) resolve(file *strictyaml.File) {
 	for _, source := range c.Sources {
 		file.Resolve(source.Files()...)
 	}
+	for name, proof := range c.Enrollment.Proofs {
+		file.Resolve(proof.Files()...)
+		c.Enrollment.Proofs[name] = proof
+	}
 	for name, k := range c.KMS {
 		file.Resolve(k.Files()...)
 		if k.Events != nil {
@@ -212,6 +219,9 @@ func (c config) validate() error {
 		if err := c.KMS[name].validate(); err != nil {
 			return fmt.Errorf("kms.%s.%w", name, err)
 		}
+	}
+	if err := c.Enrollment.Validate(); err != nil {
+		return fmt.Errorf("enrollment.%w", err)
 	}
 	if err := c.intake().Validate(); err != nil {
 		return err

@@ -54,6 +54,7 @@ func newCommand() *cobra.Command {
 		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
 		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
 		restoreCommand(load), rotateCommand(load), kmsCommand(load), rosterCommand(load), complianceCommand(load), policyCommand(load), campaignCommand(load),
+		grantCommand(load), reenrollmentsCommand(load),
 	)
 	return root
 }
@@ -173,25 +174,6 @@ func botCommand() *cobra.Command {
 	bot := &cobra.Command{Use: "bot", Short: "The bot's identity"}
 	bot.AddCommand(keygen)
 	return bot
-}
-
-func enrollCommand(load func() (config, error)) *cobra.Command {
-	var userID string
-	var life time.Duration
-	cmd := &cobra.Command{Use: "enroll", Short: "Print a one-time code with which one managed device of a user enrolls", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
-			code, err := engine.NewCode(cmd.Context(), id.UserID(userID), life, localActor())
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), code.Reveal())
-			return err
-		})
-	}}
-	cmd.Flags().StringVar(&userID, "user", "", "the user's id, such as @alice:example.org")
-	cmd.Flags().DurationVar(&life, "ttl", 24*time.Hour, "how long the code may be used")
-	_ = cmd.MarkFlagRequired("user")
-	return cmd
 }
 
 func devicesCommand(load func() (config, error)) *cobra.Command {

@@ -26,6 +26,7 @@ import (
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/enforce"
+	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -98,7 +99,11 @@ func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, ap
 	if err != nil {
 		return nil, identity, err
 	}
-	engine, err := relay.New(relay.Config{DB: db, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Sealed: c.Audit.on(), Log: log})
+	proofs, err := enrollment.New(c.Enrollment, enrollment.Deps{})
+	if err != nil {
+		return nil, identity, err
+	}
+	engine, err := relay.New(relay.Config{DB: db, Proofs: proofs, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Sealed: c.Audit.on(), Log: log})
 	return engine, identity, err
 }
 

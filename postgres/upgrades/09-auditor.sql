@@ -26,7 +26,7 @@ $$;
 -- among them, and none that is can be missing, however its letters are written.
 CREATE FUNCTION audit_notable(body BYTEA) RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT position('refused'::bytea IN body) > 0 OR position('local:'::bytea IN body) > 0 OR position('device.'::bytea IN body) > 0
-		OR position('enrollment'::bytea IN body) > 0 OR position('audit.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
+		OR position('enrollment'::bytea IN body) > 0 OR position('grant.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0 OR position('audit.'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
 $$;
 CREATE INDEX audit_event_rotation ON audit_event (audit_rotation(body));
 CREATE INDEX audit_event_notable ON audit_event (id) WHERE audit_notable(body);
@@ -86,6 +86,8 @@ BEGIN
 			WHEN 'enrollment_code.created' THEN 'an enrollment code for ' || subject WHEN 'device.revoked' THEN 'revoking ' || subject
 			WHEN 'roster.applied' THEN 'another roster' WHEN 'roster.user_added' THEN 'putting ' || subject || ' on the roster' WHEN 'roster.user_left' THEN 'taking ' || subject || ' off the roster'
 			WHEN 'roster.exempted' THEN 'an exemption of ' || subject WHEN 'roster.exemption_ended' THEN 'ending the exemption of ' || subject
+			WHEN 'grant.created' THEN 'a grant to enroll without codes' WHEN 'grant.revoked' THEN 'revoking a grant'
+			WHEN 'reenrollment.released' THEN 'enrolling ' || subject || ' again' WHEN 'reenrollment.rejected' THEN 'turning away ' || subject
 			WHEN 'database.restored' THEN 'declaring a restore' WHEN 'audit.loss_accepted' THEN 'accepting a loss of the log' WHEN 'audit.redacted' THEN 'redacting the detail of ' || subject
 			ELSE action END;
 		RETURN format('%s asked for %s and was refused: %s.', who, asked, why);
@@ -172,6 +174,14 @@ BEGIN
 		WHEN 'roster.exemption_ended' THEN format('%s took the exemption of %s back.', who, subject)
 		WHEN 'enrollment_code.created' THEN format('%s made an enrollment code for %s.', who, subject)
 		WHEN 'enrollment_code.burned' THEN format('%s tried wrong codes too often, so the open ones are void.', subject)
+		WHEN 'grant.created' THEN format('%s made a grant: up to %s first devices of %s enroll by %s.', who, COALESCE(known ->> 'max', gone), COALESCE(known ->> 'users', gone), COALESCE(known ->> 'proof', gone))
+		WHEN 'grant.revoked' THEN format('%s revoked a grant, by which %s devices had enrolled%s.', who, COALESCE(known ->> 'used', gone), because)
+		WHEN 'grant.used' THEN format('%s enrolled by a grant (%s of %s).', subject, COALESCE(known ->> 'used', gone), COALESCE(known ->> 'max', gone))
+		WHEN 'grant.refused' THEN format('%s asked to be enrolled by a grant and was refused: %s.', subject, why)
+		WHEN 'grant.barred' THEN format('%s showed wrong proofs too often, so the grant is void for this user.', subject)
+		WHEN 'reenrollment.queued' THEN format('%s asked to be enrolled again, since its user''s identity was reset.', subject)
+		WHEN 'reenrollment.released' THEN format('%s released the enrollment of %s with its user''s new identity.', who, subject)
+		WHEN 'reenrollment.rejected' THEN format('%s turned away %s, which had asked to be enrolled again%s.', who, subject, because)
 		WHEN 'enrollment.refused' THEN format('%s asked to be enrolled and was refused: %s.', subject, why)
 		WHEN 'device.enrolled' THEN format('%s was enrolled.', subject)
 		WHEN 'device.needs_enrollment' THEN format('%s is not what was enrolled any more: %s.', subject, why)
@@ -250,7 +260,8 @@ COMMENT ON VIEW auditor.deliveries IS 'What became of each target of a rotation,
 CREATE VIEW auditor.enrollments AS
 	SELECT time, regexp_replace(subject, '/[^/]*$', '') AS user_id, CASE WHEN subject LIKE '%/%' THEN regexp_replace(subject, '^.*/', '') END AS device, action, outcome,
 		detail ->> 'refusal' AS refusal, actor, auditor.sentence(actor, action, subject, outcome, detail) AS sentence, index, sealed, event
-	FROM audit_opened WHERE notable AND action IN ('enrollment_code.created', 'enrollment_code.burned', 'enrollment.refused', 'device.enrolled', 'device.needs_enrollment',
+	FROM audit_opened WHERE notable AND action IN ('enrollment_code.created', 'enrollment_code.burned', 'grant.created', 'grant.revoked', 'grant.used', 'grant.refused', 'grant.barred',
+		'reenrollment.queued', 'reenrollment.released', 'reenrollment.rejected', 'enrollment.refused', 'device.enrolled', 'device.needs_enrollment',
 		'device.store_went_backwards', 'device.revoked', 'device.revocation_queued');
 COMMENT ON VIEW auditor.enrollments IS 'Who was given a code, which device was enrolled or refused, and which is enrolled no more.';
 
