@@ -116,6 +116,8 @@ type pin struct {
 	BotMasterKey id.Ed25519 `json:"bot_master_key"`
 	OwnMasterKey id.Ed25519 `json:"own_master_key"`
 	Accepted     bool       `json:"accepted"`
+	// Asked is the user's identity that the device asked to be enrolled with again, until the server's last word.
+	Asked id.Ed25519 `json:"asked,omitempty"`
 }
 
 func (a *Account) pin(ctx context.Context) (pin, error) {
@@ -147,6 +149,12 @@ func (a *Account) setPin(ctx context.Context, p pin) error {
 func (a *Account) Enrolled(ctx context.Context) (bool, error) {
 	p, err := a.pin(ctx)
 	return p.Accepted, err
+}
+
+// waits reports whether the device asked to be enrolled again and has no last word yet.
+func (a *Account) waits(ctx context.Context) (bool, error) {
+	p, err := a.pin(ctx)
+	return p.Asked != "" && !p.Accepted, err
 }
 
 // bot returns the bot's device with a chain to the pinned master key. The one it last wrote from is preferred.

@@ -54,6 +54,8 @@ type AccountConfig struct {
 	Answer       Answer       `yaml:"answer,omitempty"`
 	Receive      Receive      `yaml:"receive,omitempty"`
 	Escrow       Escrow       `yaml:"escrow,omitempty"`
+	Server       Server       `yaml:"server,omitempty"`
+	Enrollment   Enrollment   `yaml:"enrollment,omitempty"`
 }
 
 // OldBackups is what becomes of key-backup versions that were replaced.
@@ -151,7 +153,8 @@ func LoadAccount(path string) (AccountConfig, error) {
 		return config, fmt.Errorf("%w; device.example.yaml shows every key", err)
 	}
 	file.Resolve(&config.Login.PasswordFile, &config.Login.TokenFile, &config.Login.AccessTokenFile,
-		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.Escrow.File)
+		&config.Verification.RecoveryKeyFile, &config.Verification.BootstrapTo, &config.Escrow.File,
+		&config.Enrollment.Proof.TokenFile, &config.Enrollment.Proof.CertFile, &config.Enrollment.Proof.KeyFile)
 	file.Resolve(config.KMS.Files()...)
 	return config, file.At(config.validate())
 }
@@ -200,7 +203,7 @@ func (c AccountConfig) validate() error {
 	if err := c.KMS.Validate(); err != nil {
 		return fmt.Errorf("kms.%w", err)
 	}
-	if err := c.validateSecrets(); err != nil {
+	if err := errors.Join(c.validateSecrets(), c.validateEnrollment()); err != nil {
 		return err
 	}
 	for _, path := range []struct{ key, path string }{{"kms.path", c.KMS.Path}, {"verification.bootstrap_recovery_key_to_kms", c.Verification.BootstrapToKMS}} {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
@@ -16,6 +17,14 @@ import (
 // Enroll pins the server that the code names, sends the code to its bot inside Olm, and waits for the answer. The
 // device must be cross-signed (Verify) before.
 func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
+	return a.askToEnroll(ctx, code.BotUserID, code.BotMasterKey, func(request *protocol.EnrollRequest) error {
+		request.Code = code.RevealRandom()
+		return nil
+	})
+}
+
+// askToEnroll pins a server, asks to be enrolled on what because adds to the request, and waits for the answer.
+func (a *Account) askToEnroll(ctx context.Context, bot id.UserID, masterKey id.Ed25519, because func(*protocol.EnrollRequest) error) error {
 	if _, still, err := a.store.standstill(ctx); err != nil {
 		return err
 	} else if still {
@@ -28,12 +37,33 @@ func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
 	if !own.Devices[a.client.DeviceID].CrossSigned {
 		return errors.New("the device is not cross-signed: verify it first")
 	}
-	p := pin{BotUserID: code.BotUserID, BotMasterKey: code.BotMasterKey, OwnMasterKey: own.MasterKey}
-	bot, err := a.bot(ctx, p)
+	p := pin{BotUserID: bot, BotMasterKey: masterKey, OwnMasterKey: own.MasterKey}
+	request, err := a.request(ctx, p, own.MasterKey)
 	if err != nil {
 		return err
 	}
+	if err := because(&request); err != nil {
+		return err
+	}
+	if err := a.send(ctx, p, request); err != nil {
+		return err
+	}
+	return a.awaitAnswer(ctx)
+}
+
+// request is one that says who the device is, and not yet why it should be enrolled.
+func (a *Account) request(ctx context.Context, p pin, userMasterKey id.Ed25519) (protocol.EnrollRequest, error) {
 	signing, identityKey, err := a.endpoint.Keys(ctx)
+	return protocol.EnrollRequest{
+		ProtocolVersion: protocol.Version, BotUserID: p.BotUserID, BotMasterKey: p.BotMasterKey,
+		UserMasterKey: userMasterKey, DeviceID: a.client.DeviceID, IdentityKey: identityKey, SigningKey: signing,
+		Name: a.config.DeviceName, SoftwareVersion: SoftwareVersion,
+	}, err
+}
+
+// send pins the server and queues the request to its bot.
+func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollRequest) error {
+	bot, err := a.bot(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -41,22 +71,17 @@ func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
 	if err != nil {
 		return err
 	}
-	request := protocol.EnrollRequest{
-		ProtocolVersion: protocol.Version, Code: code.RevealRandom(), BotUserID: p.BotUserID, BotMasterKey: p.BotMasterKey,
-		UserMasterKey: own.MasterKey, DeviceID: a.client.DeviceID, IdentityKey: identityKey, SigningKey: signing,
-		Name: a.config.DeviceName, SoftwareVersion: SoftwareVersion,
-	}
-	err = a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
 		if err := a.setPin(ctx, p); err != nil {
 			return err
 		}
 		key := fmt.Sprintf("enroll/%d", a.now().UnixNano())
 		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeEnrollRequest.Type, Content: request}, claims)
 	})
-	if err != nil {
-		return err
-	}
-	waiter := &enrollment{account: a}
+}
+
+func (a *Account) awaitAnswer(ctx context.Context) error {
+	waiter := &answerWait{account: a}
 	for waiter.answer == nil {
 		if _, err := a.endpoint.Flush(ctx, nil); err != nil {
 			return err
@@ -69,26 +94,26 @@ func (a *Account) Enroll(ctx context.Context, code protocol.Code) error {
 		}
 	}
 	if !waiter.answer.Accepted {
-		return fmt.Errorf("the server refused the enrollment (%s): %s", waiter.answer.Reason, waiter.answer.Reason.Explain())
+		return Refused{waiter.answer.Reason}
 	}
 	return nil
 }
 
-// enrollment handles messages while Enroll waits: the server's answer, and everything else as always.
-type enrollment struct {
+// answerWait handles messages while Enroll waits: the server's answer, and everything else as always.
+type answerWait struct {
 	account *Account
 	answer  *protocol.EnrollResponse
 }
 
-func (w *enrollment) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
+func (w *answerWait) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
 	return w.account.Admit(ctx, envelope)
 }
 
-func (w *enrollment) Undecryptable(ctx context.Context, envelope todevice.Envelope, reason string) error {
+func (w *answerWait) Undecryptable(ctx context.Context, envelope todevice.Envelope, reason string) error {
 	return w.account.Undecryptable(ctx, envelope, reason)
 }
 
-func (w *enrollment) Handle(ctx context.Context, message *todevice.Message) error {
+func (w *answerWait) Handle(ctx context.Context, message *todevice.Message) error {
 	if message.Type != protocol.TypeEnrollResponse.Type {
 		return w.account.Handle(ctx, message)
 	}
@@ -104,10 +129,21 @@ func (w *enrollment) Handle(ctx context.Context, message *todevice.Message) erro
 	if err := json.Unmarshal(message.Content, &answer); err != nil {
 		return fmt.Errorf("%w: a malformed answer", todevice.ErrUnusable)
 	}
+	if p.Asked != "" {
+		if answer.UserMasterKey == p.Asked {
+			w.answer = &answer
+		}
+		return a.reenrolled(ctx, message)
+	}
 	w.answer = &answer
 	if !answer.Accepted {
 		return nil
 	}
+	return a.accept(ctx, p, message, answer)
+}
+
+// accept keeps that the server enrolled the device.
+func (a *Account) accept(ctx context.Context, p pin, message *todevice.Message, answer protocol.EnrollResponse) error {
 	p.Accepted = true
 	if err := a.setPin(ctx, p); err != nil {
 		return err

@@ -23,6 +23,8 @@ type Fleet struct {
 	pace      *Pace
 	carrying  func(user id.UserID, done, total int)
 	log       zerolog.Logger
+	// places are those of accounts that come into being at once: each asks the homeserver for much.
+	places chan struct{}
 	// Authorize is Options.Authorize of the accounts; nil, as in a fleet that runs by itself, means that nobody is there.
 	Authorize func(Authorization)
 }
@@ -33,7 +35,7 @@ func NewFleet(config Config, carrying func(user id.UserID, done, total int), log
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{config: config, pickleKey: key, pace: NewPace(config.CarryRequests), carrying: carrying, log: log}, nil
+	return &Fleet{config: config, pickleKey: key, pace: NewPace(config.CarryRequests), carrying: carrying, places: make(chan struct{}, provisioning), log: log}, nil
 }
 
 // Files names the account files, by account name.
@@ -113,14 +115,15 @@ func (f *Fleet) Run(ctx context.Context) error {
 }
 
 // runAccount runs one account until it ends; an account that is not enrolled yet, or is being enrolled by another
-// process, is let go and looked at again in a while.
+// process, is let go and looked at again in a while, unless its file says how it enrolls by itself.
 func (f *Fleet) runAccount(ctx context.Context, name string) {
 	log := f.log.With().Str("account", name).Logger()
-	if _, err := os.Stat(filepath.Join(f.config.State, name+".db")); err != nil || f.wanted(name) {
+	_, err := os.Stat(filepath.Join(f.config.State, name+".db"))
+	if f.wanted(name) || err != nil && !f.provisions(name) {
 		loop.Pause(ctx, 2*time.Second)
 		return
 	}
-	account, err := f.Open(ctx, name)
+	account, err := f.open(ctx, name, err != nil)
 	if err != nil {
 		if f.rest(ctx, log, err) {
 			return
@@ -133,15 +136,25 @@ func (f *Fleet) runAccount(ctx context.Context, name string) {
 	}
 	defer func() { _ = account.Close() }()
 	enrolled, err := account.Enrolled(ctx)
+	waits, waitsErr := account.waits(ctx)
 	still, stands, stillErr := account.store.standstill(ctx)
-	err = errors.Join(err, stillErr)
+	err = errors.Join(err, waitsErr, stillErr)
 	if stands && still.Told {
 		log.Error().Msg("The account stands still: " + wayOut)
 		_ = account.Close()
 		loop.Pause(ctx, time.Minute)
 		return
 	}
-	if err != nil || !enrolled && !stands {
+	if err == nil && !enrolled && !stands && !waits && account.config.Enrollment.Proof.Type != "" {
+		if err := f.provision(ctx, account); err != nil {
+			_ = account.Close()
+			f.unprovisioned(ctx, log, err)
+			return
+		}
+		log.Info().Msg("The device enrolled by itself")
+		enrolled = true
+	}
+	if err != nil || !enrolled && !stands && !waits {
 		log.Warn().Err(err).Msg("The account is not enrolled: run keyherald-device enroll")
 		_ = account.Close()
 		loop.Pause(ctx, 2*time.Second)

@@ -25,6 +25,8 @@ func (a *Account) Handle(ctx context.Context, message *todevice.Message) error {
 		return a.trigger(ctx, message)
 	case protocol.TypeCancel.Type:
 		return a.cancel(ctx, message)
+	case protocol.TypeEnrollResponse.Type:
+		return a.reenrolled(ctx, message)
 	case protocol.TypeRevoked.Type:
 		return a.revoked(ctx, message)
 	case string(msc4385.FormSend), string(msc4385.FormPush):

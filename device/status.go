@@ -70,6 +70,9 @@ func (a *Account) status(ctx context.Context, p pin) (protocol.Status, error) {
 	if err != nil {
 		return status, err
 	}
+	if err := a.askAgainIfReset(ctx, identities[a.config.UserID]); err != nil {
+		return status, err
+	}
 	if identities[a.config.UserID].PinnedTo(p.OwnMasterKey) {
 		if err := a.newTargets(ctx, identities[a.config.UserID]); err != nil {
 			return status, err

@@ -15,7 +15,6 @@ import (
 
 	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/internal/loop"
-	"github.com/keyherald/keyherald/kms"
 )
 
 // Prompt asks the person at the terminal for a secret; nil where there is no terminal.
@@ -33,6 +32,9 @@ func (a *Account) Verify(ctx context.Context, prompt Prompt) (id.Ed25519, error)
 	}
 	if identity.MasterKey == "" {
 		return a.bootstrap(ctx)
+	}
+	if done, err := a.finishBootstrap(ctx, identity); err != nil || done {
+		return identity.MasterKey, err
 	}
 	if verified, err := a.byEmoji(ctx, identity); err != nil || verified {
 		return identity.MasterKey, err
@@ -122,75 +124,6 @@ func (a *Account) uploadSignatures(ctx context.Context, upload mautrix.ReqUpload
 		return errors.New("the homeserver refused the device's signature")
 	}
 	return nil
-}
-
-// keepRecoveryKey puts a new recovery key where it is kept, and never over an older one.
-func (a *Account) keepRecoveryKey(ctx context.Context, recoveryKey string) error {
-	v := a.config.Verification
-	if v.BootstrapToKMS != "" {
-		err := a.kms.Create(ctx, v.BootstrapToKMS, recoveryKey)
-		if errors.Is(err, kms.ErrExists) {
-			return fmt.Errorf("%s has a recovery key already, of an identity that did not come about: remove it, or name another path: %w", v.BootstrapToKMS, err)
-		}
-		return err
-	}
-	err := writeNew(v.BootstrapTo, recoveryKey+"\n")
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s is there already, of an identity that did not come about: move it away and enroll again", v.BootstrapTo)
-	} else if err != nil {
-		return fmt.Errorf("writing the new recovery key: %w", err)
-	}
-	return nil
-}
-
-// bootstrap makes the user's first cross-signing identity. The recovery key is kept before anything is uploaded:
-// an identity nobody can recover must not come into being.
-func (a *Account) bootstrap(ctx context.Context) (id.Ed25519, error) {
-	verification := a.config.Verification
-	if verification.BootstrapTo == "" && verification.BootstrapToKMS == "" {
-		return "", fmt.Errorf("%s has no cross-signing identity yet: let the user set it up first, or set verification.bootstrap_recovery_key_to to a file, or …_to_kms to a path of the KMS, for the new recovery key", a.config.UserID)
-	}
-	keys, err := crosssigning.Generate()
-	if err != nil {
-		return "", err
-	}
-	public, err := keys.Public(a.config.UserID)
-	if err != nil {
-		return "", err
-	}
-	fourS, err := ssss.NewKey("")
-	if err != nil {
-		return "", fmt.Errorf("making a recovery key: %w", err)
-	}
-	if err := a.keepRecoveryKey(ctx, fourS.RecoveryKey()); err != nil {
-		return "", err
-	}
-	storage := ssss.NewSSSSMachine(a.client)
-	if err := storage.SetKeyData(ctx, fourS.ID, fourS.Metadata); err != nil {
-		return "", fmt.Errorf("setting up secret storage: %w", err)
-	}
-	for name, seed := range map[event.Type][]byte{
-		event.AccountDataCrossSigningMaster: keys.Master.Seed(),
-		event.AccountDataCrossSigningSelf:   keys.SelfSigning.Seed(),
-		event.AccountDataCrossSigningUser:   keys.UserSigning.Seed(),
-	} {
-		if err := storage.SetEncryptedAccountData(ctx, name, seed, fourS); err != nil {
-			return "", fmt.Errorf("storing %s: %w", name.Type, err)
-		}
-	}
-	if err := storage.SetDefaultKeyID(ctx, fourS.ID); err != nil {
-		return "", fmt.Errorf("setting up secret storage: %w", err)
-	}
-	err = a.client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{
-		Master: public.Master, SelfSigning: public.SelfSigning, UserSigning: public.UserSigning}, a.passwordUIA)
-	if err != nil {
-		return "", fmt.Errorf("uploading the cross-signing identity: %w", err)
-	}
-	identity, err := a.endpoint.RefreshOwnKeys(ctx)
-	if err != nil {
-		return "", err
-	}
-	return keys.Master.PublicKey(), a.sign(ctx, keys.SelfSigning, identity, fourS)
 }
 
 // passwordUIA answers the homeserver's demand for the password, where the login is one by password.

@@ -59,6 +59,14 @@ func ParseCode(s string) (Code, error) {
 	}, nil
 }
 
+// ParseMasterKey checks that a text is the public key that a bot is pinned by: 32 bytes in unpadded base64.
+func ParseMasterKey(text string) (id.Ed25519, error) {
+	if raw, err := base64.RawStdEncoding.DecodeString(text); err != nil || len(raw) != 32 {
+		return "", errors.New("it is not the fingerprint of a bot's master key, 43 characters of base64, as `keyherald bot keygen` prints it")
+	}
+	return id.Ed25519(text), nil
+}
+
 // Reveal returns the code for the person who carries it to the device.
 func (c Code) Reveal() string {
 	key, _ := base64.RawStdEncoding.DecodeString(string(c.BotMasterKey))

@@ -93,20 +93,19 @@ func newCommand() *cobra.Command {
 // enrollCommand never takes a code or a recovery key as an argument, where every user of the machine could read it.
 func enrollCommand(load loader) *cobra.Command {
 	var name, codeFile string
+	var grant, again bool
 	var patience time.Duration
-	cmd := &cobra.Command{Use: "enroll", Short: "Log an account in, verify it, and enroll it with a one-time code",
-		Long: "The code comes from --code-file (- for standard input), the environment variable KEYHERALD_ENROLL_CODE, or the prompt.",
+	cmd := &cobra.Command{Use: "enroll", Short: "Log an account in, verify it, and enroll it with a one-time code, or by a grant",
+		Long: "The code comes from --code-file (- for standard input), the environment variable KEYHERALD_ENROLL_CODE, or the prompt.\n" +
+			"With --grant the device shows what enrollment.proof in the account file says instead. With --again a device that was\n" +
+			"enrolled before its user's identity was reset asks for the new one, and an admin of the server decides.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, fleet, err := load()
 			if err != nil {
 				return err
 			}
 			fleet.Authorize = showAuthorization
-			text, err := readCode(codeFile)
-			if err != nil {
-				return err
-			}
-			code, err := protocol.ParseCode(text)
+			enroll, err := howToEnroll(codeFile, grant, again)
 			if err != nil {
 				return err
 			}
@@ -120,19 +119,52 @@ func enrollCommand(load loader) *cobra.Command {
 			if _, err := account.Verify(ctx, terminalPrompt()); err != nil {
 				return err
 			}
-			if err := account.Enroll(ctx, code); errors.Is(err, context.DeadlineExceeded) {
-				return fmt.Errorf("the server did not answer within %s: is it running, and is the code open? Run the same command again", patience)
+			said, err := enroll(ctx, account)
+			if errors.Is(err, context.DeadlineExceeded) {
+				return fmt.Errorf("the server did not answer within %s: is it running, and is the code or grant open? Run the same command again", patience)
 			} else if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is enrolled with %s\n", name, code.BotUserID)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", name, said)
 			return err
 		}}
 	cmd.Flags().StringVar(&name, "account", "", "the account file's name without .yaml")
 	cmd.Flags().StringVar(&codeFile, "code-file", "", "a file with the code; - for standard input")
+	cmd.Flags().BoolVar(&grant, "grant", false, "enroll by a grant, without a code")
+	cmd.Flags().BoolVar(&again, "again", false, "ask to be enrolled again, after the user's identity was reset")
 	cmd.Flags().DurationVar(&patience, "timeout", 2*time.Minute, "how long to wait for the server")
 	_ = cmd.MarkFlagRequired("account")
+	cmd.MarkFlagsMutuallyExclusive("code-file", "grant", "again")
 	return cmd
+}
+
+// howToEnroll gives what enrolls an account, and says what came of it. A code is asked for now, before anything else.
+func howToEnroll(codeFile string, grant, again bool) (func(ctx context.Context, account *device.Account) (said string, err error), error) {
+	switch {
+	case grant:
+		return func(ctx context.Context, account *device.Account) (string, error) {
+			return "is enrolled by a grant", account.EnrollByGrant(ctx)
+		}, nil
+	case again:
+		return func(ctx context.Context, account *device.Account) (string, error) {
+			waits, err := account.EnrollAgain(ctx)
+			if waits {
+				return "waits to be enrolled again: an admin decides (keyherald reenrollments), and the device is told while it runs", err
+			}
+			return "is enrolled", err
+		}, nil
+	}
+	text, err := readCode(codeFile)
+	if err != nil {
+		return nil, err
+	}
+	code, err := protocol.ParseCode(text)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, account *device.Account) (string, error) {
+		return "is enrolled with " + code.BotUserID.String(), account.Enroll(ctx, code)
+	}, nil
 }
 
 func readCode(path string) (string, error) {
