@@ -4,7 +4,7 @@ GO   ?= go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper campaign vet fmt lint fuzz vuln setup setup-interop clean
+.PHONY: help build dist test test-synapse kms demo interop bench chaos chaos-controls tamper campaign fleet vet fmt lint fuzz vuln setup setup-interop clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ tamper: setup build ## Alter a log of real rotations in every way, and count wha
 
 campaign: setup build ## Move 10,000 users by one campaign, with the homeserver simulated in process, and count (CAMPAIGN_USERS=10000)
 	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/campaign -users $(or $(CAMPAIGN_USERS),10000) $(if $(KEEP),-keep)
+
+fleet: setup-interop build ## Bring a thousand accounts into being with nobody typing, on Synapse, and look at them from outside (FLEET=100)
+	@CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o bin/test/login ./keyheraldtest/cmd/login
+	@$(GO) run -tags $(TAGS) ./keyheraldtest/cmd/fleet -accounts $(or $(FLEET),1000) $(if $(KEEP),-keep)
 
 vet: ## Run go vet
 	$(GO) vet -tags $(TAGS),kms ./...

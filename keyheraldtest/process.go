@@ -27,6 +27,9 @@ func StartProcess(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
+// PID is the program's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Ended reports whether the program has ended, by itself or by a signal.
 func (p *Process) Ended() bool {
 	select {

@@ -48,6 +48,8 @@ type Config struct {
 	Reconcile time.Duration
 	// BotLogin is bot.login of the server's configuration; empty is auto.
 	BotLogin appservice.Login
+	// Extra is more of the server's configuration, in YAML.
+	Extra string
 }
 
 // Company is the parts, which run until Close. Everything the server says or hears goes through one of ServerTaps.
@@ -222,7 +224,7 @@ sources:
     keys: [{id: k1, secret_file: kms.secret}]
     mapping: {pattern: "keyherald/(?P<user>[a-z]+)/backup-key", user: "@{user}:%[5]s", kms: corporate}
 `, c.Listen, public, homeserver, BotName, keyheraldtest.ServerName, c.Database.Writer, c.Database.Auditor, c.ServerTaps["the KMS"].Address(), KMSPath("alice"),
-		c.Database.Signer, LogName, login, c.kms.server(), reconcile))
+		c.Database.Signer, LogName, login, c.kms.server(), reconcile)+c.config.Extra)
 }
 
 func (c *Company) startHomeserver(ctx context.Context) (err error) {

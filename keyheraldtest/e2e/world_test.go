@@ -18,6 +18,7 @@ import (
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/device"
+	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
@@ -62,6 +63,8 @@ type world struct {
 	// part of it starts.
 	serverDB *postgres.DB
 	whole    *testing.T
+	// proofs are those that grants may name.
+	proofs map[string]*enrollment.Verifier
 }
 
 // newWorld is a world with its server running until the test ends.
@@ -106,7 +109,7 @@ func newParts(t *testing.T) *world {
 func (w *world) server(t *testing.T, db *postgres.DB, homeserver string) (*relay.Engine, *appservice.Bot) {
 	t.Helper()
 	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
-	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Sealed: w.sealed, Log: log})
+	engine, err := relay.New(relay.Config{Now: w.clock.Now, DB: db, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey, Sealed: w.sealed, Proofs: w.proofs, Log: log})
 	check(t, err)
 	var speaker func(*mautrix.Client, func(ctx context.Context) error) appservice.Speaker
 	if says := w.says; says.DB != nil {

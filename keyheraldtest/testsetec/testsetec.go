@@ -98,7 +98,8 @@ func (s *Server) Principal(name string, rules ...acl.Rule) (url string, err erro
 		p.rules = append(p.rules, tailcfg.RawMessage(encoded))
 	}
 	// The address a tailnet would give the caller: setec's server knows him by it alone.
-	address := fmt.Sprintf("100.64.0.%d:1", len(s.principals)+1)
+	n := len(s.principals) + 1
+	address := fmt.Sprintf("100.64.%d.%d:1", n/256, n%256)
 	s.principals[address] = p
 	web := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.RemoteAddr = address
@@ -167,6 +168,15 @@ func (s *Server) PutValue(ctx context.Context, path, value, publicKey string) (v
 		err = fmt.Errorf("setec gave %s version %s, and %s was announced", path, got, next)
 	}
 	return got.String(), err
+}
+
+// Current is the value of a secret's current version, for an administrator.
+func (s *Server) Current(ctx context.Context, name string) (string, error) {
+	value, err := s.admin.Get(ctx, name)
+	if err != nil {
+		return "", fmt.Errorf("reading %s in setec: %w", name, err)
+	}
+	return string(value.Value), nil
 }
 
 func (s *Server) activate(ctx context.Context, name string, value []byte) (api.SecretVersion, error) {

@@ -1,0 +1,456 @@
+package e2e
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/device"
+	"github.com/keyherald/keyherald/enrollment"
+	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/todevice"
+)
+
+const audience = "keyherald.example.org"
+
+// granted is a world whose server knows three proofs: of an issuer over TLS, of a cluster whose keys are in a file, and of an
+// authority's certificates.
+type granted struct {
+	*world
+	issuer, cluster *keyheraldtest.Issuer
+	authority       *keyheraldtest.Authority
+	people          int
+}
+
+func newGranted(t *testing.T) *granted {
+	t.Helper()
+	w := &granted{world: newParts(t)}
+	w.trust(t)
+	w.serve(t, w.hs.URL)
+	return w
+}
+
+// trust makes the issuers and the authority, and has the server know them.
+func (w *granted) trust(t *testing.T) {
+	t.Helper()
+	var err error
+	w.issuer, err = keyheraldtest.StartIssuer()
+	check(t, err)
+	t.Cleanup(func() { _ = w.issuer.Close() })
+	w.cluster, err = keyheraldtest.StartIssuer()
+	check(t, err)
+	t.Cleanup(func() { _ = w.cluster.Close() })
+	check(t, w.issuer.WriteCA(filepath.Join(w.dir, "issuer.pem")))
+	set, err := w.cluster.JWKS()
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(w.dir, "cluster.json"), set, 0o600))
+	w.authority, err = keyheraldtest.NewAuthority(filepath.Join(w.dir, "devices.pem"))
+	check(t, err)
+	user := "@{user}:" + keyheraldtest.ServerName
+	w.proofs, err = enrollment.New(enrollment.Config{Proofs: map[string]enrollment.Proof{
+		"workload": {Type: protocol.ProofOIDC, Issuer: w.issuer.URL(), KeysURL: w.issuer.KeysURL(), CAFile: filepath.Join(w.dir, "issuer.pem"), Audience: audience,
+			Claim: "preferred_username", Pattern: `(?P<user>[a-z0-9]+)`, User: user},
+		"cluster": {Type: protocol.ProofKubernetes, Issuer: w.cluster.URL(), KeysFile: filepath.Join(w.dir, "cluster.json"), Audience: audience,
+			Pattern: `system:serviceaccount:keyherald:device-(?P<user>[a-z0-9]+)`, User: user},
+		"laptops": {Type: protocol.ProofMTLS, CAFile: filepath.Join(w.dir, "devices.pem"), Pattern: `(?P<user>[a-z0-9]+)@example\.org`, User: user},
+	}}, enrollment.Deps{Now: w.clock.Now})
+	check(t, err)
+}
+
+// person is a user without anything: no identity, no device.
+func (w *granted) person(t *testing.T) id.UserID {
+	t.Helper()
+	w.people++
+	user, err := w.hs.CreateUser(t.Context(), fmt.Sprintf("person%d", w.people), password)
+	check(t, err)
+	return user
+}
+
+func (w *granted) grant(t *testing.T, proof, users string, most int, life time.Duration) postgres.Grant {
+	t.Helper()
+	grant, err := w.engine.NewGrant(t.Context(), relay.GrantRequest{Users: users, Proof: proof, Max: most, Life: life}, keyheraldtest.Admin())
+	check(t, err)
+	return grant
+}
+
+// device is an account that makes its user's identity and enrolls by what proof writes into its file.
+func (w *granted) device(t *testing.T, user id.UserID, name string, proof device.EnrollmentProof) *device.Account {
+	t.Helper()
+	account := w.open(t, name, w.selfMade(user, proof))
+	_, err := account.Verify(t.Context(), nil)
+	check(t, err)
+	return account
+}
+
+func (w *granted) selfMade(user id.UserID, proof device.EnrollmentProof) func(*device.AccountConfig) {
+	return func(c *device.AccountConfig) {
+		c.UserID, c.Verification = user, device.Verification{BootstrapTo: filepath.Join(w.dir, user.Localpart()+".recovery")}
+		if recovery, err := os.Stat(filepath.Join(w.dir, user.Localpart()+".recovery")); err == nil && recovery.Size() > 0 {
+			c.Verification = device.Verification{RecoveryKeyFile: filepath.Join(w.dir, user.Localpart()+".recovery")}
+		}
+		c.Server = device.Server{UserID: w.identity.UserID, MasterKey: w.masterKey}
+		c.Enrollment = device.Enrollment{Proof: proof}
+	}
+}
+
+// token writes a token for a user, as change made its claims, and is the proof of it.
+func (w *granted) token(t *testing.T, user id.UserID, change map[string]any) device.EnrollmentProof {
+	t.Helper()
+	claims := map[string]any{"aud": audience, "sub": "1137", "preferred_username": user.Localpart()}
+	for name, value := range change {
+		claims[name] = value
+	}
+	token, err := w.issuer.Token(claims)
+	check(t, err)
+	return w.tokenFile(t, user, protocol.ProofOIDC, token)
+}
+
+func (w *granted) tokenFile(t *testing.T, user id.UserID, kind protocol.ProofType, token string) device.EnrollmentProof {
+	t.Helper()
+	path := filepath.Join(w.dir, user.Localpart()+".token")
+	check(t, os.WriteFile(path, []byte(token), 0o600))
+	return device.EnrollmentProof{Type: kind, TokenFile: path}
+}
+
+func (w *granted) certificate(t *testing.T, user id.UserID, by *keyheraldtest.Authority, email string) device.EnrollmentProof {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	proof := device.EnrollmentProof{Type: protocol.ProofMTLS, CertFile: filepath.Join(w.dir, user.Localpart()+".pem"), KeyFile: filepath.Join(w.dir, user.Localpart()+".key")}
+	check(t, by.Give(email, proof.CertFile, proof.KeyFile, key, nil))
+	return proof
+}
+
+// enrolls tries, and wants the refusal; empty is none.
+func (w *granted) enrolls(t *testing.T, account *device.Account, want protocol.Refusal) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if want.Later() {
+		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+	}
+	err := account.EnrollByGrant(ctx)
+	refused := device.Refused{}
+	switch {
+	case want == "":
+		check(t, err)
+	case !errors.As(err, &refused) || refused.Reason != want:
+		t.Errorf("got %v, want %s", err, want)
+	case !w.logHas(t, "grant.refused", string(want)):
+		t.Errorf("the audit log has no refusal %s", want)
+	}
+}
+
+func (w *granted) used(t *testing.T, grant postgres.Grant) int {
+	t.Helper()
+	grants, err := w.db.Grants(t.Context(), postgres.GrantFilter{})
+	check(t, err)
+	for _, g := range grants {
+		if g.ID == grant.ID {
+			return g.Used
+		}
+	}
+	t.Fatal("the grant is gone")
+	return 0
+}
+
+func TestAFirstDeviceEnrollsByEachKindOfProofAndOnlyTheFirst(t *testing.T) {
+	t.Parallel()
+	w := newGranted(t)
+	for _, test := range []struct {
+		proof string
+		show  func(user id.UserID) device.EnrollmentProof
+	}{
+		{"workload", func(user id.UserID) device.EnrollmentProof { return w.token(t, user, nil) }},
+		{"cluster", func(user id.UserID) device.EnrollmentProof {
+			token, err := w.cluster.Token(map[string]any{"aud": []string{audience}, "sub": "system:serviceaccount:keyherald:device-" + user.Localpart(),
+				"kubernetes.io": map[string]any{"namespace": "keyherald", "pod": map[string]any{"name": "x"}}})
+			check(t, err)
+			return w.tokenFile(t, user, protocol.ProofKubernetes, token)
+		}},
+		{"laptops", func(user id.UserID) device.EnrollmentProof {
+			return w.certificate(t, user, w.authority, user.Localpart()+"@example.org")
+		}},
+	} {
+		t.Run(test.proof, func(t *testing.T) {
+			grant := w.grant(t, test.proof, "@person*:"+keyheraldtest.ServerName, 5, time.Hour)
+			user := w.person(t)
+			account := w.device(t, user, test.proof, test.show(user))
+			w.enrolls(t, account, "")
+			// The answer may have been lost.
+			w.enrolls(t, account, "")
+			if n := w.used(t, grant); n != 1 {
+				t.Errorf("the grant counts %d devices", n)
+			}
+			second := w.device(t, user, test.proof+"-second", test.show(user))
+			w.enrolls(t, second, protocol.RefusedNotFirstDevice)
+			if enrolled, err := account.Enrolled(t.Context()); err != nil || !enrolled {
+				t.Errorf("the first device is enrolled no more: %v", err)
+			}
+			devices, err := w.db.Devices(t.Context(), user)
+			check(t, err)
+			if len(devices) != 1 || !w.logHas(t, "grant.used", grant.ID.String()) || !w.logHas(t, "grant.created", "@person*") {
+				t.Errorf("there are %d devices, or the audit log does not tell of the grant", len(devices))
+			}
+		})
+	}
+	w.noTokenInTheDatabase(t)
+}
+
+// A token is good for an hour: none may stand anywhere in the database, whatever became of it.
+func (w *granted) noTokenInTheDatabase(t *testing.T) {
+	t.Helper()
+	tables, err := w.db.Query(t.Context(), `SELECT tablename FROM pg_tables WHERE schemaname = 'public'`)
+	check(t, err)
+	defer func() { _ = tables.Close() }()
+	var names []string
+	for tables.Next() {
+		var name string
+		check(t, tables.Scan(&name))
+		names = append(names, name)
+	}
+	check(t, tables.Err())
+	files, err := filepath.Glob(filepath.Join(w.dir, "*.token"))
+	check(t, err)
+	if len(files) == 0 || len(names) < 10 {
+		t.Fatalf("nothing to look for: %d tokens, %d tables", len(files), len(names))
+	}
+	for _, file := range files {
+		token, err := os.ReadFile(file)
+		check(t, err)
+		parts := strings.Split(string(token), ".")
+		if len(parts) != 3 {
+			continue
+		}
+		part := parts[1]
+		for _, name := range names {
+			var n int
+			check(t, w.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM `+name+` r WHERE r::text LIKE '%' || $1 || '%' OR r::text LIKE '%' || encode($2::bytea, 'hex') || '%'`, part, []byte(part)).Scan(&n))
+			if n > 0 {
+				t.Errorf("%s has a token in clear", name)
+			}
+		}
+	}
+}
+
+func TestAProofThatIsWrongIsRefusedWithItsReason(t *testing.T) {
+	t.Parallel()
+	w := newGranted(t)
+	ctx := t.Context()
+	for _, proof := range []string{"workload", "laptops"} {
+		w.grant(t, proof, "@person*:"+keyheraldtest.ServerName, 50, time.Hour)
+	}
+	stranger, err := keyheraldtest.StartIssuer()
+	check(t, err)
+	defer func() { _ = stranger.Close() }()
+	otherCA, err := keyheraldtest.NewAuthority(filepath.Join(w.dir, "other.pem"))
+	check(t, err)
+	for _, test := range []struct {
+		name string
+		show func(user id.UserID) device.EnrollmentProof
+		want protocol.Refusal
+	}{
+		{"a token for another server", func(user id.UserID) device.EnrollmentProof {
+			return w.token(t, user, map[string]any{"aud": "elsewhere.example.org"})
+		}, protocol.RefusedProofElsewhere},
+		{"a token of another user", func(user id.UserID) device.EnrollmentProof {
+			return w.token(t, user, map[string]any{"preferred_username": "alice"})
+		}, protocol.RefusedProofOtherUser},
+		{"a token that names a user of another server", func(user id.UserID) device.EnrollmentProof {
+			return w.token(t, user, map[string]any{"preferred_username": user.Localpart() + ":evil.org"})
+		}, protocol.RefusedProofOtherUser},
+		{"a token that expired", func(user id.UserID) device.EnrollmentProof {
+			return w.token(t, user, map[string]any{"exp": time.Now().Add(-2 * time.Minute).Unix()})
+		}, protocol.RefusedProofExpired},
+		{"a token of a stranger under the issuer's name", func(user id.UserID) device.EnrollmentProof {
+			token, err := stranger.Token(map[string]any{"iss": w.issuer.URL(), "aud": audience, "preferred_username": user.Localpart()})
+			check(t, err)
+			return w.tokenFile(t, user, protocol.ProofOIDC, token)
+		}, protocol.RefusedProof},
+		{"no token at all", func(user id.UserID) device.EnrollmentProof {
+			return w.tokenFile(t, user, protocol.ProofOIDC, "hello")
+		}, protocol.RefusedProof},
+		{"a certificate of another authority", func(user id.UserID) device.EnrollmentProof {
+			return w.certificate(t, user, otherCA, user.Localpart()+"@example.org")
+		}, protocol.RefusedProof},
+		{"a certificate of another user", func(user id.UserID) device.EnrollmentProof {
+			return w.certificate(t, user, w.authority, "alice@example.org")
+		}, protocol.RefusedProofOtherUser},
+		{"a kind of proof that no grant is for", func(user id.UserID) device.EnrollmentProof {
+			token, err := w.cluster.Token(map[string]any{"aud": audience, "sub": "system:serviceaccount:keyherald:device-" + user.Localpart()})
+			check(t, err)
+			return w.tokenFile(t, user, protocol.ProofKubernetes, token)
+		}, protocol.RefusedNoGrant},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			user := w.person(t)
+			w.enrolls(t, w.device(t, user, user.Localpart(), test.show(user)), test.want)
+			if devices, err := w.db.Devices(ctx, user); err != nil || len(devices) > 0 {
+				t.Errorf("there are %d devices: %v", len(devices), err)
+			}
+		})
+	}
+	t.Run("five wrong ones bar the user from the grant, and nobody else", func(t *testing.T) {
+		user := w.person(t)
+		account := w.device(t, user, user.Localpart(), w.token(t, user, map[string]any{"aud": "elsewhere.example.org"}))
+		for range 5 {
+			w.enrolls(t, account, protocol.RefusedProofElsewhere)
+		}
+		w.token(t, user, nil)
+		w.enrolls(t, account, protocol.RefusedGrantBarred)
+		if !w.logHas(t, "grant.barred", "wrong_tries") {
+			t.Error("the audit log does not tell that the user is barred")
+		}
+		w.grant(t, "workload", user.String(), 1, time.Hour)
+		w.enrolls(t, account, "")
+	})
+	w.noTokenInTheDatabase(t)
+}
+
+func TestAGrantThatIsOverLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	w := newGranted(t)
+	ctx := t.Context()
+	all := "@person*:" + keyheraldtest.ServerName
+	first := w.person(t)
+	grant := w.grant(t, "workload", all, 1, time.Hour)
+	w.enrolls(t, w.device(t, first, "first", w.token(t, first, nil)), "")
+	late := w.person(t)
+	account := w.device(t, late, "late", w.token(t, late, nil))
+	w.enrolls(t, account, protocol.RefusedGrantUsedUp)
+
+	second := w.grant(t, "workload", all, 5, time.Hour)
+	check(t, w.engine.RevokeGrant(ctx, second.ID, "a laptop was stolen", keyheraldtest.Admin()))
+	w.enrolls(t, account, protocol.RefusedGrantRevoked)
+	if err := w.engine.RevokeGrant(ctx, second.ID, "", keyheraldtest.Admin()); err == nil {
+		t.Error("a grant was revoked twice")
+	}
+	if !w.logHas(t, "grant.revoked", "stolen") || !w.logHas(t, "grant.revoked", "already_so") {
+		t.Error("the audit log does not tell of the revocation and of the second one, which was refused")
+	}
+
+	third := w.grant(t, "workload", all, 5, time.Hour)
+	w.clock.Advance(2 * time.Hour)
+	w.token(t, late, map[string]any{"exp": w.clock.Now().Add(time.Hour).Unix()})
+	w.enrolls(t, account, protocol.RefusedGrantExpired)
+	if w.used(t, third) != 0 || w.used(t, grant) != 1 {
+		t.Error("a grant counts a device that did not enroll by it")
+	}
+
+	// Whoever no grant is for is a stranger: his message is put away unread.
+	outsider, err := w.hs.CreateUser(ctx, "outsider", password)
+	check(t, err)
+	w.grant(t, "workload", all, 5, time.Hour)
+	stranger := w.device(t, outsider, "outsider", w.token(t, outsider, nil))
+	limited, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- stranger.EnrollByGrant(limited) }()
+	wait(t, "the stranger's message to be dropped", func() bool {
+		var n int
+		check(t, w.db.QueryRow(ctx, `SELECT COUNT(*) FROM todevice_inbox WHERE sender = $1 AND state = 'dropped' AND reason = 'unknown_sender'`, outsider).Scan(&n))
+		return n > 0
+	})
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("the stranger is enrolled")
+	}
+}
+
+func TestNobodyMakesAGrantThatMakesNoSense(t *testing.T) {
+	t.Parallel()
+	w := newGranted(t)
+	good := relay.GrantRequest{Users: "@person*:" + keyheraldtest.ServerName, Proof: "workload", Max: 5, Life: time.Hour}
+	for name, change := range map[string]func(*relay.GrantRequest){
+		"no pattern":              func(g *relay.GrantRequest) { g.Users = "" },
+		"a pattern that is none":  func(g *relay.GrantRequest) { g.Users = "person" },
+		"users of another server": func(g *relay.GrantRequest) { g.Users = "@*:elsewhere.example.org" },
+		"an unknown proof":        func(g *relay.GrantRequest) { g.Proof = "pigeon" },
+		"for nobody":              func(g *relay.GrantRequest) { g.Max = 0 },
+		"for no time":             func(g *relay.GrantRequest) { g.Life = 0 },
+		"for two years":           func(g *relay.GrantRequest) { g.Life = 2 * 365 * 24 * time.Hour },
+	} {
+		request := good
+		change(&request)
+		if _, err := w.engine.NewGrant(t.Context(), request, keyheraldtest.Admin()); err == nil {
+			t.Errorf("%s: it was made", name)
+		}
+	}
+	if n := countedByOutcome(t, w.db)["grant.created refused"]; n != 7 {
+		t.Errorf("%d refusals are in the audit log", n)
+	}
+}
+
+// A device that is not cross-signed must not enroll, though its token is right; and the token is its own from then on, so
+// that nobody who got hold of it enrolls another.
+func TestATokenIsTheFirstDevicesThatShowedItAndTheDeviceMustBeCrossSigned(t *testing.T) {
+	t.Parallel()
+	w := newGranted(t)
+	ctx := t.Context()
+	w.people = 0
+	w.world.people(t)
+	w.grant(t, "workload", "@*:"+keyheraldtest.ServerName, 5, time.Hour)
+	proof := w.token(t, w.alice, nil)
+	token, err := os.ReadFile(proof.TokenFile)
+	check(t, err)
+	answer := w.askUnsigned(t, ctx, string(token))
+	if answer.Accepted || answer.Reason != protocol.RefusedNotCrossSigned {
+		t.Errorf("the unsigned device got %+v", answer)
+	}
+	account := w.open(t, "managed", func(c *device.AccountConfig) {
+		c.Server = device.Server{UserID: w.identity.UserID, MasterKey: w.masterKey}
+		c.Enrollment = device.Enrollment{Proof: proof}
+	})
+	_, err = account.Verify(ctx, nil)
+	check(t, err)
+	w.enrolls(t, account, protocol.RefusedProofUsed)
+	w.token(t, w.alice, nil)
+	w.enrolls(t, account, "")
+	w.noTokenInTheDatabase(t)
+}
+
+// askUnsigned has a device that is not cross-signed ask by a token: keyherald-device refuses to.
+func (w *granted) askUnsigned(t *testing.T, ctx context.Context, token string) protocol.EnrollResponse {
+	t.Helper()
+	receiver := w.receiver(t, "UNSIGNED")
+	endpoint := receiver.Endpoint
+	identities, err := endpoint.Identities(ctx, w.alice, w.identity.UserID)
+	check(t, err)
+	var bot crosssigning.Device
+	for _, d := range identities[w.identity.UserID].Devices {
+		bot = d
+	}
+	signing, identity, err := endpoint.Keys(ctx)
+	check(t, err)
+	claims, err := endpoint.Claim(ctx, false, bot)
+	check(t, err)
+	check(t, endpoint.InTxn(ctx, func(ctx context.Context) error {
+		return endpoint.Queue(ctx, todevice.Outgoing{Key: "enroll", To: bot, Type: protocol.TypeEnrollRequest.Type, Content: protocol.EnrollRequest{
+			ProtocolVersion: protocol.Version, Proof: &protocol.Proof{Type: protocol.ProofOIDC, Token: token}, BotUserID: w.identity.UserID, BotMasterKey: w.masterKey,
+			UserMasterKey: identities[w.alice].MasterKey, DeviceID: "UNSIGNED", IdentityKey: identity, SigningKey: signing}}, claims)
+	}))
+	_, err = endpoint.Flush(ctx, nil)
+	check(t, err)
+	wait(t, "the answer", func() bool {
+		check(t, receiver.Receive(ctx))
+		return receiver.Payloads()[protocol.TypeEnrollResponse.Type] != ""
+	})
+	var answer protocol.EnrollResponse
+	check(t, json.Unmarshal([]byte(receiver.Payloads()[protocol.TypeEnrollResponse.Type]), &answer))
+	return answer
+}
