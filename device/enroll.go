@@ -48,7 +48,7 @@ func (a *Account) askToEnroll(ctx context.Context, bot id.UserID, masterKey id.E
 	if err := a.send(ctx, p, request); err != nil {
 		return err
 	}
-	return a.awaitAnswer(ctx)
+	return a.awaitAnswer(ctx, false)
 }
 
 // request is one that says who the device is, and not yet why it should be enrolled.
@@ -80,8 +80,9 @@ func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollReques
 	})
 }
 
-func (a *Account) awaitAnswer(ctx context.Context) error {
-	waiter := &answerWait{account: a}
+// awaitAnswer waits for the answer to a request, which was one to be enrolled again or not.
+func (a *Account) awaitAnswer(ctx context.Context, again bool) error {
+	waiter := &answerWait{account: a, again: again}
 	for waiter.answer == nil {
 		if _, err := a.endpoint.Flush(ctx, nil); err != nil {
 			return err
@@ -102,6 +103,7 @@ func (a *Account) awaitAnswer(ctx context.Context) error {
 // answerWait handles messages while Enroll waits: the server's answer, and everything else as always.
 type answerWait struct {
 	account *Account
+	again   bool
 	answer  *protocol.EnrollResponse
 }
 
@@ -129,8 +131,9 @@ func (w *answerWait) Handle(ctx context.Context, message *todevice.Message) erro
 	if err := json.Unmarshal(message.Content, &answer); err != nil {
 		return fmt.Errorf("%w: a malformed answer", todevice.ErrUnusable)
 	}
-	if p.Asked != "" {
-		if answer.UserMasterKey == p.Asked {
+	if answer.Again || w.again {
+		// What answers another request than the one that is waited for is none of this one's.
+		if answer.Again && w.again && answer.UserMasterKey == p.Asked {
 			w.answer = &answer
 		}
 		return a.reenrolled(ctx, message)

@@ -51,7 +51,7 @@ func (a *Account) EnrollAgain(ctx context.Context) (waits bool, err error) {
 	if err := a.queueAgain(ctx, p, identity.MasterKey); err != nil {
 		return false, err
 	}
-	err = a.awaitAnswer(ctx)
+	err = a.awaitAnswer(ctx, true)
 	refused := Refused{}
 	if errors.As(err, &refused) && refused.Reason == protocol.RefusedQueued {
 		return true, nil
@@ -79,7 +79,7 @@ func (a *Account) reenrolled(ctx context.Context, message *todevice.Message) err
 	if !a.fromPinnedBot(message, p) || json.Unmarshal(message.Content, &answer) != nil {
 		return fmt.Errorf("%w: an answer that is not the pinned bot's", todevice.ErrUnusable)
 	}
-	if p.Asked == "" || answer.UserMasterKey != p.Asked {
+	if !answer.Again || p.Asked == "" || answer.UserMasterKey != p.Asked {
 		// An answer that came before, or to something that is not asked any more.
 		return nil
 	}

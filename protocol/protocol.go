@@ -89,7 +89,9 @@ type EnrollResponse struct {
 	Reason        Refusal    `json:"reason,omitempty"`
 	SequenceFloor int64      `json:"sequence_floor"`
 	UserMasterKey id.Ed25519 `json:"user_master_key,omitempty"`
-	Settings      Settings   `json:"settings"`
+	// Again is of the request that is answered, since the last word about that may come days later.
+	Again    bool     `json:"again,omitempty"`
+	Settings Settings `json:"settings"`
 }
 
 // Settings are the server's wishes; they can only narrow the device's own configuration.

@@ -122,7 +122,7 @@ func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	if err != nil {
 		return err
 	}
-	response := protocol.EnrollResponse{Accepted: v.refusal == "", Reason: v.refusal, UserMasterKey: request.UserMasterKey}
+	response := protocol.EnrollResponse{Accepted: v.refusal == "", Reason: v.refusal, UserMasterKey: request.UserMasterKey, Again: request.Again}
 	event := audit.Event{Time: now, Actor: audit.ByDevice(message.Sender, request.DeviceID), Subject: audit.OfDevice(message.Sender, request.DeviceID)}
 	if v.refusal == "" {
 		if response.SequenceFloor, err = s.db.LastSequence(ctx, message.Sender); err != nil {

@@ -178,7 +178,7 @@ func (s *Session) settle(ctx context.Context, r postgres.Reenrollment) error {
 // carryOut enrolls a device that was released, if its user's identity is still the one that was looked at, and gives the
 // answer to the device.
 func (s *Session) carryOut(ctx context.Context, r postgres.Reenrollment, identity crosssigning.Identity) (protocol.EnrollResponse, error) {
-	response := protocol.EnrollResponse{UserMasterKey: r.NewMasterKey}
+	response := protocol.EnrollResponse{UserMasterKey: r.NewMasterKey, Again: true}
 	if r.State == postgres.ReenrollmentRejected {
 		response.Reason = protocol.RefusedRejected
 		return response, s.db.SettleReenrollment(ctx, r.ID, r.State)

@@ -123,7 +123,6 @@ func readUsers(path string) ([]id.UserID, error) {
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		line, _ := reader.FieldPos(0)
 		if wrong := new(csv.ParseError); errors.As(err, &wrong) {
 			why := wrong.Err
 			if errors.Is(why, csv.ErrFieldCount) {
@@ -133,6 +132,7 @@ func readUsers(path string) ([]id.UserID, error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("reading --from: %w", err)
 		}
+		line, _ := reader.FieldPos(0)
 		user := id.UserID(strings.TrimSpace(strings.TrimPrefix(record[0], "\ufeff")))
 		if user == "user_id" && len(users) == 0 {
 			continue
