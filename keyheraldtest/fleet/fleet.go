@@ -33,9 +33,9 @@ import (
 // Dir is an empty directory.
 type Config struct {
 	Programs, LoginCommand string
-	Dir             string
-	Accounts        int
-	Out             io.Writer
+	Dir                    string
+	Accounts               int
+	Out                    io.Writer
 }
 
 // Result is the JSON line. ManualSteps are what somebody had to do for a single account, as the audit log has it.
@@ -107,7 +107,7 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if err := f.found(ctx); err != nil {
 		return result, err
 	}
-	result.Accounts = config.Accounts
+	result.Accounts, result.Wrong = config.Accounts, []string{}
 	process, err := f.comeIntoBeing(ctx, &result)
 	if err != nil {
 		return result, err
