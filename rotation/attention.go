@@ -20,7 +20,7 @@ var attentions = []Attention{
 	{protocol.AttentionKeyMismatch, "admin", "the KMS's metadata names another public key than the key derives: correct the metadata or put a new version"},
 	{protocol.AttentionKMSForbidden, "operator", "the KMS refuses the device: give its credentials read access to exactly this user's path"},
 	{protocol.AttentionBackupChanged, "user", "the user or another client changed the key backup during the rotation: ask him, then rotate again"},
-	{protocol.AttentionNotCrossSigned, "operator", "the managed device is no longer cross-signed by the user, or his identity changed: verify and enroll it again"},
+	{protocol.AttentionNotCrossSigned, "operator", "the managed device is no longer cross-signed by the user, or his identity changed: verify it again, then release it (keyherald reenrollments) or enroll it with a code"},
 	{protocol.AttentionCarryOverIncomplete, "admin", "some room keys of the old key backup cannot be decrypted and stay there alone; the old version is kept; look at the device's log for the session ids"},
 	{protocol.AttentionTriggerRefused, "operator", "the homeserver refuses the message to the device for good: its answer is in the server's log and outbox; mend it there, then retry"},
 	{protocol.RejectedOtherUser, "operator", "the device refused a trigger for another user: check the mapping of the notification source"},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/crosssigning"
+	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
@@ -101,6 +102,11 @@ func (p *preflight) all(ctx context.Context) {
 		}
 		return strings.Join(slices.Sorted(maps.Keys(c.Sources)), ", ") + ", with their secrets, and the keys of their issuers", err
 	}, "docs/intake.md shows a source of each format")
+	if len(c.Enrollment.Proofs) > 0 {
+		p.look("proofs of enrollment", func() (string, error) {
+			return strings.Join(slices.Sorted(maps.Keys(c.Enrollment.Proofs)), ", ") + ", with the keys of their issuers", reachProofs(ctx, c)
+		}, "docs/provisioning.md shows each kind of proof")
+	}
 	p.database(ctx)
 	p.homeserver(ctx, registration, identity)
 	for _, name := range slices.Sorted(maps.Keys(c.KMS)) {
@@ -311,3 +317,18 @@ func (p *preflight) kms(ctx context.Context, name string, c kmsConfig) {
 
 // nobody records nothing: the preflight takes no notifications.
 type nobody struct{ intake.Recorder }
+
+// reachProofs reads the keys of every issuer whose tokens devices may show.
+func reachProofs(ctx context.Context, c config) error {
+	proofs, err := enrollment.New(c.Enrollment, enrollment.Deps{})
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, name := range slices.Sorted(maps.Keys(proofs)) {
+		if err := proofs[name].Ready(ctx); err != nil {
+			all = errors.Join(all, fmt.Errorf("enrollment.proofs.%s: %w", name, err))
+		}
+	}
+	return all
+}

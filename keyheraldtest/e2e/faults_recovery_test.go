@@ -32,7 +32,7 @@ type replacing struct {
 func newReplacing(t *testing.T) *replacing {
 	t.Helper()
 	w := newWorld(t)
-	url, reader := w.recoveryKMS(t)
+	url, reader := w.recoveryKMS(t, false)
 	r := &replacing{world: w, recorder: &faults.Recorder{}, reader: reader, recoveryKey: w.recoveryKey, present: w.fourS(t, w.recoveryKey)}
 	r.recorder.Begin()
 	toKMS, err := r.recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)
