@@ -51,6 +51,10 @@ var actionClasses = map[audit.Action]ocsfClass{
 	audit.CodeBurned:           {class: detectionFinding, activity: 1, title: "An enrollment code was tried too often and is burned"},
 	audit.DeviceEnrolled:       {class: entityManagement, activity: 6},
 	audit.EnrollmentRefused:    {class: entityManagement, activity: 6},
+	audit.GrantCreated:         {class: entityManagement, activity: 1},
+	audit.GrantRevoked:         {class: entityManagement, activity: 4},
+	audit.GrantBarred:          {class: detectionFinding, activity: 1, title: "Wrong proofs were shown too often for a user, and the grant is void for him"},
+	audit.ReenrollmentReleased: {class: entityManagement, activity: 6},
 	audit.DeviceRevoked:        {class: entityManagement, activity: 7},
 	audit.DeviceWentBack:       {class: detectionFinding, activity: 1, title: "A managed device's store went back to an earlier state, or was copied"},
 	audit.RotationHeld:         {class: entityManagement, activity: 12},
@@ -88,7 +92,7 @@ func classOf(action audit.Action, outcome audit.Outcome) ocsfClass {
 		return as
 	}
 	switch noun, _, _ := strings.Cut(string(action), "."); noun {
-	case "rotation", "device", "enrollment", "enrollment_code", "roster", "campaign":
+	case "rotation", "device", "enrollment", "enrollment_code", "grant", "reenrollment", "roster", "campaign":
 		return ocsfClass{class: entityManagement, activity: 3}
 	case "notification":
 		return ocsfClass{class: apiActivity, activity: 1}

@@ -49,7 +49,9 @@ type Result struct {
 	Enrolled          int     `json:"enrolled"`
 	Rotated           int     `json:"rotated"`
 	Recoverable       int     `json:"recoverable"`
-	Killed            int     `json:"killed"`
+	// Current is how many of the roster are, as `keyherald compliance` has it.
+	Current int `json:"current"`
+	Killed  int `json:"killed"`
 	// Wrong is what was found to be wrong from outside, an account each.
 	Wrong []string `json:"wrong"`
 }
@@ -123,7 +125,7 @@ func Run(ctx context.Context, config Config) (result Result, err error) {
 	if err := f.step("all of it from outside: audit log, homeserver, KMS", func() error { return f.look(ctx, &result) }); err != nil {
 		return result, err
 	}
-	result.OK = len(result.Wrong) == 0 && result.ManualSteps == 0 && result.Enrolled == config.Accounts && result.Rotated == config.Accounts && result.Recoverable == config.Accounts
+	result.OK = len(result.Wrong) == 0 && result.ManualSteps == 0 && result.Enrolled == config.Accounts && result.Rotated == config.Accounts && result.Recoverable == config.Accounts && result.Current == config.Accounts
 	return result, nil
 }
 
@@ -188,6 +190,7 @@ enrollment:
 		what string
 		do   func() error
 	}{
+		{"the roster (keyherald roster apply)", func() error { return f.roster(ctx) }},
 		{fmt.Sprintf("%d accounts on the homeserver", f.Accounts), func() error { return f.each(4, func(user id.UserID) error { return f.createUser(ctx, user) }) }},
 		{"what device management gives each: rights in the KMS, a token, an account file", func() error { return f.each(1, f.provision) }},
 		{"a grant (keyherald grant create)", func() error {
@@ -200,6 +203,19 @@ enrollment:
 		}
 	}
 	return nil
+}
+
+// roster has all of them on it.
+func (f *run) roster(ctx context.Context) error {
+	text := "user_id\n"
+	for _, user := range f.users {
+		text += user.String() + "\n"
+	}
+	if err := f.Write("roster.csv", text); err != nil {
+		return err
+	}
+	_, err := f.Keyherald(ctx, "roster", "apply", "roster.csv")
+	return err
 }
 
 // createUser has a password that nobody knows: whoever logs in does so by the application service.

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -43,9 +44,13 @@ func (f *run) look(ctx context.Context, result *Result) error {
 	if result.Enrolled, err = f.count(ctx, "device.enrolled"); err != nil {
 		return err
 	}
-	// What people did about a single user or device; a grant and the server's start are about none.
-	err = f.auditor.QueryRow(ctx, `SELECT COUNT(*) FROM audit_log WHERE actor LIKE 'local:%' AND subject LIKE '@%'`).Scan(&result.ManualSteps)
+	// What people did about a single user or device; a grant and the server's start are about none, and one command put
+	// everybody on the roster.
+	err = f.auditor.QueryRow(ctx, `SELECT COUNT(*) FROM audit_log WHERE actor LIKE 'local:%' AND subject LIKE '@%' AND action <> 'roster.user_added'`).Scan(&result.ManualSteps)
 	if err != nil {
+		return err
+	}
+	if err := f.compliance(ctx, result); err != nil {
 		return err
 	}
 	told, err := f.told(ctx)
@@ -70,6 +75,27 @@ func (f *run) look(ctx context.Context, result *Result) error {
 		}
 		return nil
 	})
+}
+
+// compliance asks the server who of the roster is current, and of how many.
+func (f *run) compliance(ctx context.Context, result *Result) error {
+	printed, err := f.Keyherald(ctx, "compliance", "--json")
+	if err != nil {
+		return err
+	}
+	var view struct {
+		Current int            `json:"current"`
+		Of      int            `json:"of"`
+		States  map[string]int `json:"states"`
+	}
+	if err := json.Unmarshal([]byte(printed), &view); err != nil {
+		return fmt.Errorf("reading what keyherald compliance prints: %w", err)
+	}
+	result.Current = view.Current
+	if view.Current != f.Accounts || view.Of != f.Accounts {
+		result.Wrong = append(result.Wrong, fmt.Sprintf("%d of %d are current: %v", view.Current, view.Of, view.States))
+	}
+	return nil
 }
 
 // told counts what the audit log tells of each user.
