@@ -13,27 +13,25 @@ var zones = []string{"UTC", "Europe/Berlin", "America/New_York", "Australia/Lord
 
 // anyRule is a rule that Check takes.
 func anyRule(t *rapid.T) Rule {
-	for {
-		s := Statement{Name: "any", Who: Who{All: true}}
-		for range rapid.IntRange(0, 3).Draw(t, "windows") {
-			h := Hours{TimeZone: rapid.SampledFrom(zones).Draw(t, "zone"),
-				Days: rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}), 0, 7, rapid.ID[string]).Draw(t, "days")}
-			opens, closes := rapid.IntRange(0, minutesOfDay-1).Draw(t, "opens"), rapid.IntRange(0, minutesOfDay).Draw(t, "closes")
-			if opens == closes {
-				closes = (closes + 1) % minutesOfDay
-			}
-			h.Hours = fmt.Sprintf("%02d:%02d-%02d:%02d", opens/60, opens%60, closes/60, closes%60)
-			s.Windows = append(s.Windows, h)
+	s := Statement{Name: "any", Who: Who{All: true}}
+	for range rapid.IntRange(0, 3).Draw(t, "windows") {
+		h := Hours{TimeZone: rapid.SampledFrom(zones).Draw(t, "zone"),
+			Days: rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}), 0, 7, rapid.ID[string]).Draw(t, "days")}
+		opens, closes := rapid.IntRange(0, minutesOfDay-1).Draw(t, "opens"), rapid.IntRange(0, minutesOfDay).Draw(t, "closes")
+		if opens == closes {
+			closes = (closes + 1) % minutesOfDay
 		}
-		s.MaxAge = fmt.Sprintf("%dh", rapid.IntRange(24*15, 24*200).Draw(t, "max_age"))
-		s.Jitter = fmt.Sprintf("%dm", rapid.IntRange(0, 60*24*3).Draw(t, "jitter"))
-		s.Grace = fmt.Sprintf("%dh", rapid.IntRange(0, 24*15).Draw(t, "grace"))
-		p, err := New(Document{Rules: []Statement{s}})
-		if err != nil {
-			t.Fatalf("%v", err)
-		}
-		return p.rules[0]
+		h.Hours = fmt.Sprintf("%02d:%02d-%02d:%02d", opens/60, opens%60, closes/60, closes%60)
+		s.Windows = append(s.Windows, h)
 	}
+	s.MaxAge = fmt.Sprintf("%dh", rapid.IntRange(24*15, 24*200).Draw(t, "max_age"))
+	s.Jitter = fmt.Sprintf("%dm", rapid.IntRange(0, 60*24*3).Draw(t, "jitter"))
+	s.Grace = fmt.Sprintf("%dh", rapid.IntRange(0, 24*15).Draw(t, "grace"))
+	p, err := New(Document{Rules: []Statement{s}})
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return p.rules[0]
 }
 
 func anyTime(t *rapid.T, label string) time.Time {
