@@ -261,7 +261,7 @@ var (
 		protocol.RefusedProtocolVersion, protocol.RefusedMalformed, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack,
 		protocol.RefusedQueued, protocol.RefusedRejected, protocol.RefusedNotBefore}
 	grantRefusals = []protocol.Refusal{protocol.RefusedNoGrant, protocol.RefusedGrantUsedUp, protocol.RefusedGrantExpired, protocol.RefusedGrantRevoked,
-		protocol.RefusedGrantBarred, protocol.RefusedNotFirstDevice, protocol.RefusedProof, protocol.RefusedProofExpired, protocol.RefusedProofElsewhere,
+		protocol.RefusedGrantBarred, protocol.RefusedNotFirstDevice, protocol.RefusedNotOnRoster, protocol.RefusedProof, protocol.RefusedProofExpired, protocol.RefusedProofElsewhere,
 		protocol.RefusedProofOtherUser, protocol.RefusedProofUsed, protocol.RefusedProofUnavailable, protocol.RefusedProtocolVersion, protocol.RefusedWrongBot,
 		protocol.RefusedKeysMismatch, protocol.RefusedMasterKeyMismatch, protocol.RefusedNotCrossSigned, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack}
 	proofTypes = protocol.ProofTypes

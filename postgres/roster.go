@@ -163,3 +163,15 @@ func (db *DB) putKeyVersion(ctx context.Context, overwrite string, user id.UserI
 	}
 	return nil
 }
+
+// OffRoster reports whether there is a roster and a user is not on it. It waits for a roster that is being applied, and one
+// that is to be applied waits for the caller's transaction, so that nobody enrolls while he leaves.
+func (db *DB) OffRoster(ctx context.Context, user id.UserID) (off bool, err error) {
+	if _, err := db.Exec(ctx, `SELECT pg_advisory_xact_lock_shared(hashtextextended('keyherald roster', 0))`); err != nil {
+		return false, fmt.Errorf("locking the roster: %w", err)
+	}
+	if err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM roster) AND NOT EXISTS (SELECT 1 FROM roster WHERE user_id = $1)`, user).Scan(&off); err != nil {
+		return false, fmt.Errorf("looking for %s on the roster: %w", user, err)
+	}
+	return off, nil
+}

@@ -124,6 +124,7 @@ const (
 	RefusedGrantRevoked     Refusal = "grant_revoked"
 	RefusedGrantBarred      Refusal = "grant_barred"
 	RefusedNotFirstDevice   Refusal = "not_the_first_device"
+	RefusedNotOnRoster      Refusal = "not_on_the_roster"
 	RefusedProof            Refusal = "proof_wrong"
 	RefusedProofExpired     Refusal = "proof_expired"
 	RefusedProofElsewhere   Refusal = "proof_for_another_server"
@@ -178,6 +179,8 @@ func (r Refusal) Explain() string {
 		return "wrong proofs were shown five times for this user: put the proof in order, and ask the admin for a code or a new grant"
 	case RefusedNotFirstDevice:
 		return "the user has a managed device, or had one: another one needs a code (keyherald enroll --user …)"
+	case RefusedNotOnRoster:
+		return "the user is not on the roster: ask the admin to add him (keyherald roster add), or for a code"
 	case RefusedProof:
 		return "the proof is none: check enrollment.proof in the account file, and that the server trusts its issuer"
 	case RefusedProofExpired:

@@ -168,6 +168,9 @@ func (s *Session) byProof(ctx context.Context, message *todevice.Message, reques
 	if has, err := s.db.HasDevice(ctx, message.Sender); err != nil || has {
 		return verdict{refusal: protocol.RefusedNotFirstDevice, grant: grant.ID}, err
 	}
+	if off, err := s.db.OffRoster(ctx, message.Sender); err != nil || off {
+		return verdict{refusal: protocol.RefusedNotOnRoster, grant: grant.ID}, err
+	}
 	// Only now: whoever revokes it waits for this transaction, or this one sees that he did.
 	locked, ok, err := s.db.LockGrant(ctx, grant.ID)
 	if err != nil {

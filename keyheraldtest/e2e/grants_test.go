@@ -306,6 +306,18 @@ func TestAProofThatIsWrongIsRefusedWithItsReason(t *testing.T) {
 			}
 		})
 	}
+	t.Run("where there is a roster, a user who is not on it", func(t *testing.T) {
+		user := w.person(t)
+		account := w.device(t, user, user.Localpart(), w.token(t, user, nil))
+		_, err := w.db.Exec(ctx, `INSERT INTO roster (user_id, added_at, added_by) VALUES ('@somebody:example.org', now(), 'test')`)
+		check(t, err)
+		w.enrolls(t, account, protocol.RefusedNotOnRoster)
+		_, err = w.db.Exec(ctx, `INSERT INTO roster (user_id, added_at, added_by) VALUES ($1, now(), 'test')`, user)
+		check(t, err)
+		w.enrolls(t, account, "")
+		_, err = w.db.Exec(ctx, `DELETE FROM roster`)
+		check(t, err)
+	})
 	t.Run("five wrong ones bar the user from the grant, and nobody else", func(t *testing.T) {
 		user := w.person(t)
 		account := w.device(t, user, user.Localpart(), w.token(t, user, map[string]any{"aud": "elsewhere.example.org"}))
