@@ -19,7 +19,8 @@ detail field that its action does not have here. docs/audit-log.md has the forma
 This page is generated from the code (` + "`go test -tags goolm ./audit -update`" + `).
 
 - **Who acts** looks like this: %s.
-  Admins, operators and auditors use the same command line, which knows the account and not what its owner is employed for.
+  Admins, operators and auditors use the same command line and the same API, which know the account or the caller and not
+  what its owner is employed for.
 - **Outcomes**: ` + "`accepted`, `refused`, `failed`, and `reported_by_device`" + ` for what only the device says. A refused event always has
   ` + "`refusal`" + ` in its detail. An admin's action has its name also where it was refused.
 - **Identifiers** of foreign origin (a notification's id, a KMS path and version, a device's id, a name of the
@@ -34,7 +35,8 @@ This page is generated from the code (` + "`go test -tags goolm ./audit -update`
   enrollment code or a signing secret is refused.
 
 What has no event: reading by plain SQL; what the command line refuses before it asks the server (a flag or id that is
-none); commands that only read rotations and devices; files that ` + "`keyherald bot keygen`, `registration` and `audit keygen`" + ` write
+none); commands and calls that only read rotations, devices and users; what the API refuses before
+it asks the server (a body that cannot be read, too many calls); files that ` + "`keyherald bot keygen`, `registration` and `audit keygen`" + ` write
 (` + "`server.started` and `audit.signing_keys_changed`" + ` name the keys among them when they are used); a notification that is answered 503,
 which its sender sends again; a message or report that came twice; a lease that is lost, but by the one that takes it;
 calls of the homeserver's, which cause nothing; checkpoints that a sink does not take, which metrics and the server's own

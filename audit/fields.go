@@ -49,14 +49,16 @@ const (
 // Identifier names something: ours by type, or what others name things by.
 type Identifier interface {
 	uuid.UUID | id.UserID | id.DeviceID | id.RoomID | id.KeyBackupVersion | SourceName | NotificationID | CredentialID | KMSName | KMSPath |
-		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter | RuleName | PolicyHash | campaign.Hash | UserPattern | ProofName
+		KMSVersion | ReaderName | StorageKeyID | SinkName | LogName | HostName | SoftwareVersion | Filter | RuleName | PolicyHash |
+		campaign.Hash | UserPattern | ProofName | RouteName
 }
 
 // Vocabulary are the types whose words are documented. A word that is not in the table of its field enters as
 // `unrecognized`: a device of another version may use others, and what a device writes is not ours.
 type Vocabulary interface {
-	Refusal | Problem | Message | NoticeAbout | Command | Format | Ignored | Handshake | Secret | ActReason | Outcome | protocol.Refusal | protocol.ProofType | protocol.Stage | protocol.ErrorCode | protocol.Outcome |
-		protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold | rotation.Reason | campaign.Kind | Cause | msc4385.Form
+	Refusal | Problem | Message | NoticeAbout | Command | Format | Ignored | Handshake | Secret | ActReason |
+		Outcome | protocol.Refusal | protocol.ProofType | protocol.Stage | protocol.ErrorCode | protocol.Outcome | protocol.RecoveryCopy | protocol.DriftKind | rotation.State | rotation.Hold |
+		rotation.Reason | campaign.Kind | Cause | msc4385.Form | APIRole
 }
 
 // unrecognized stands for a word that the vocabulary does not have.
@@ -121,6 +123,7 @@ func identifierText(value any) string {
 	case ProofName:
 		return shown(string(v), 64)
 	case campaign.Hash:
+	case RouteName:
 		return shown(string(v), 64)
 	case SoftwareVersion:
 		return shown(string(v), 64)

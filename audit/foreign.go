@@ -29,6 +29,10 @@ type (
 	SinkName        string // a sink of checkpoints, as the configuration names it
 	LogName         string // a log, or the origin of its checkpoints
 	AccountName     string // an account of the machine that a command ran on
+	IssuerName      string // who vouches for a caller of the API, as the configuration names it
+	PersonName      string // a caller of the API, as his issuer names him
+	TokenName       string // an API token, as whoever made it named it, never the token
+	RouteName       string // what was called, as the API's document names it
 	HostName        string
 	SoftwareVersion string
 	Filter          string // what somebody who read the log asked for: an actor, or a pattern of actions
@@ -133,7 +137,7 @@ func NewReason(text string) (Reason, error) {
 	case looksLikeKey(text):
 		return Reason{}, ErrSecretReason
 	}
-	for _, mark := range []string{"kh1.", "whsec_", "PRIVATE KEY", "PRIVATE+KEY", "AGE-SECRET-KEY"} {
+	for _, mark := range []string{"kh1.", "kht1.", "whsec_", "PRIVATE KEY", "PRIVATE+KEY", "AGE-SECRET-KEY"} {
 		if strings.Contains(strings.ToUpper(text), strings.ToUpper(mark)) {
 			return Reason{}, ErrSecretReason
 		}

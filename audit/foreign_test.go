@@ -71,8 +71,14 @@ var foreign = map[string]func(text string) Event{
 		e.Action, e.Rotation, e.Detail = StatusReported, [16]byte{}, Detail{ID("software_version", SoftwareVersion(text))}
 		return e
 	},
-	"an account": func(text string) Event { return freeze(ByLocal(AccountName(text), "host")) },
-	"a host":     func(text string) Event { return freeze(ByLocal("account", HostName(text))) },
+	"a caller's issuer":  func(text string) Event { return freeze(ByPerson(IssuerName(text), "subject", "")) },
+	"a caller's subject": func(text string) Event { return freeze(ByPerson("https://issuer.example", PersonName(text), "")) },
+	"a caller's name": func(text string) Event {
+		return freeze(ByPerson("https://issuer.example", "subject", PersonName(text)))
+	},
+	"a token's name": func(text string) Event { return freeze(ByToken(TokenName(text))) },
+	"an account":     func(text string) Event { return freeze(ByLocal(AccountName(text), "host")) },
+	"a host":         func(text string) Event { return freeze(ByLocal("account", HostName(text))) },
 	"names": func(text string) Event {
 		return Event{Time: time.Unix(1, 0), Actor: ByLocal("a", "b"), Action: ServerStarted, Subject: OfServer(), Outcome: Accepted,
 			Detail: Detail{IDs("sources", []SourceName{"x", SourceName(text)}), IDs("sinks", []SinkName{SinkName(text)}), ID("log", LogName(text))}}
@@ -181,6 +187,11 @@ func TestActorsAndSubjectsCannotPassForOthers(t *testing.T) {
 		{BySource("kms").String(), "source:kms"},
 		{ByDevice("@alice:example.org", "DEVICE").String(), "@alice:example.org/DEVICE"},
 		{ByLocal("root", "host").String(), "local:root@host"},
+		{ByPerson("https://sso.example", "1137", "").String(), "admin:1137@https://sso.example"},
+		{ByPerson("https://sso.example", "1137", "alice@example.org").String(), "admin:alice@example.org(1137)@https://sso.example"},
+		{ByPerson("https://sso.example", "1137", "bob(0)").String(), "admin:1137@https://sso.example"},
+		{ByPerson("https://sso.example", "token:ci", "").String(), "admin:token:ci@https://sso.example"},
+		{ByToken("ci").String(), "admin:token:ci"},
 		{OfUser("@alice:example.org").String(), "@alice:example.org"},
 		{OfUser("relay").String(), fingerprint("relay")},
 		{OfUser("").String(), fingerprint("")},

@@ -129,6 +129,15 @@ func typesOf(t *testing.T, constraint string) []*types.Named {
 // conversions are all the places where a text becomes something that may stand in the log. Each is of the origin that its
 // type names; whoever adds one looks at what it is.
 var conversions = []string{
+	"api: audit.Filter(action)",
+	"api: audit.Filter(f.Actor)",
+	"api: audit.IssuerName(v.config.Issuer)",
+	"api: audit.LogName(c.deps.LogName)",
+	"api: audit.PersonName(name)",
+	"api: audit.PersonName(subject)",
+	"api: audit.RouteName(r.route)",
+	"api: audit.TokenName(name)",
+	"api: audit.TokenName(t.Name)",
 	"audit/signer: audit.LogName(checkpoint.Origin(s.keys.Name, newest.Epoch))",
 	"audit/signer: audit.LogName(s.keys.Name)",
 	"cmd/keyherald: audit.AccountName(name)",
@@ -172,7 +181,7 @@ var conversions = []string{
 }
 
 func TestWhereForeignTextBecomesAnIdentifierIsKnown(t *testing.T) {
-	of := map[string]bool{"PublicKey": true, "AccountName": true}
+	of := map[string]bool{"PublicKey": true, "AccountName": true, "IssuerName": true, "PersonName": true, "TokenName": true}
 	for _, named := range typesOf(t, "Identifier") {
 		if named.Obj().Pkg().Path() == module+"audit" {
 			of[named.Obj().Name()] = true

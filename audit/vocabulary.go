@@ -191,6 +191,8 @@ var vocabulary = []entry{
 	{CampaignStopped, "Too many of a campaign's users failed: nobody more begins.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted},
 		append([]field{of("not_started", aNumber, "how many had not begun")}, waveFields...)},
 	{CampaignFinished, "The last wave of a campaign passed. Who is under way goes on until he is done.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted}, waveFields},
+	{ExclusionSet, "A device of a user gets no key any more, by a push that is made from now on.",
+		people, []kindOfSubject{aDevice}, ofNone, yesNo, []field{because(RefusedNoUserID, RefusedUnknownDevice, RefusedAlreadySo)}},
 	{CancelQueued, "The word to a managed device that its attempt is cancelled was encrypted and is on its way.",
 		[]Role{Relay}, []kindOfSubject{aDevice}, ofRotation, yesNo, []field{unsentWord, attempt}},
 
@@ -337,6 +339,15 @@ var vocabulary = []entry{
 		[]field{because(RefusedNoReason, RefusedReason), reason, of("last_event", anIdentifier, "the newest event that survived"), of("gap_from", aTime, "when that was"),
 			of("gap_to", aTime, "the declaration"), of("old_bot_device", anIdentifier, "the bot's former device"), of("new_bot_device", anIdentifier, "its new one"),
 			of("retriggered", aNumber, "how many rotations are triggered again")}},
+
+	// The API.
+	{AccessRefused, "Calls of the API were refused, since nobody knows the caller or he has no role for the route; they are counted by the minute.",
+		[]Role{Admin, Anybody}, []kindOfSubject{theAPI}, ofNone, []Outcome{Refused},
+		[]field{because(RefusedNoCredentials, RefusedCredentials, RefusedToken, RefusedClaims, RefusedExpired, RefusedRevoked, RefusedNoRole, RefusedRole, RefusedSeveralUsers),
+			of("route", anIdentifier, "what was called, as the API's document names it; missing where nobody knows the caller"), minute, count}},
+	{TokenCreated, "An API token was made.", people, []kindOfSubject{aToken}, ofNone, yesNo,
+		[]field{because(RefusedName, RefusedAlreadySo, RefusedUnknownRole, RefusedLife), word("role", "what it allows", apiRoles...), of("expires_at", aTime, "when it ends")}},
+	{TokenRevoked, "An API token was revoked.", people, []kindOfSubject{aToken}, ofNone, yesNo, []field{because(RefusedUnknownToken, RefusedAlreadySo)}},
 
 	// The log itself.
 	{SigningKeysChanged, "The log is signed with these keys from now on; checkpoints that the former key signs cover this event.", []Role{Signer}, []kindOfSubject{aLog}, ofNone, []Outcome{Accepted},

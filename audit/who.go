@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"regexp"
 	"strings"
 
 	"github.com/google/uuid"
@@ -10,8 +11,8 @@ import (
 // Role is in which role somebody acts.
 type Role string
 
-// The roles. The command line knows the account that ran it and not what its owner is employed for, so admins,
-// operators and auditors look the same in an event.
+// The roles. The command line knows the account that ran it, and the API who called it, and neither what their owner is
+// employed for, so admins, operators and auditors look the same in an event.
 const (
 	Notifier   Role = "notifier"
 	Reconciler Role = "reconciler"
@@ -40,7 +41,7 @@ func (r Role) looks() string {
 	case Ruler:
 		return "policy:<rule>"
 	case Admin, Operator, Auditor:
-		return "local:<account>@<host>"
+		return "local:<account>@<host>, admin:<name>(<subject>)@<issuer> or admin:token:<name>"
 	}
 	return string(r)
 }
@@ -79,6 +80,24 @@ func ByLocal(account AccountName, host HostName) Actor {
 // ByPolicy is the server by a rule of the company's policy.
 func ByPolicy(rule RuleName) Actor { return Actor{Ruler.looks(), "policy:" + shown(string(rule), 64)} }
 
+// ByPerson is who called the API, as his issuer names him: subject for good, and name, which may be empty, as people know
+// him. A name that is not what people are named by is left out.
+func ByPerson(issuer IssuerName, subject PersonName, name PersonName) Actor {
+	who := shown(string(subject), maxIdentifier)
+	if plainName.MatchString(string(name)) && shown(string(name), 128) == string(name) {
+		who = string(name) + "(" + who + ")"
+	}
+	return Actor{Admin.looks(), "admin:" + who + "@" + shown(string(issuer), maxIdentifier)}
+}
+
+// plainName is a name that cannot pass for more than one: it has no parentheses, spaces or colons.
+var plainName = regexp.MustCompile(`^[\pL\pN._%+@-]{1,128}$`)
+
+// ByToken is who called the API with a token of this name.
+func ByToken(name TokenName) Actor {
+	return Actor{Admin.looks(), "admin:token:" + shown(string(name), 64)}
+}
+
 // ByRelay is the server by its own rules.
 func ByRelay() Actor { return Actor{Relay.looks(), string(Relay)} }
 
@@ -111,6 +130,8 @@ const (
 	theGrants    kindOfSubject = "`grants`"
 	theUsers     kindOfSubject = "`users`"
 	theDevices   kindOfSubject = "`devices`"
+	theAPI       kindOfSubject = "`api`"
+	aToken       kindOfSubject = "the API token, by its name"
 )
 
 func (k kindOfSubject) subject() Subject { return Subject{k, strings.Trim(string(k), "`")} }
@@ -187,6 +208,12 @@ func OfMessages() Subject { return theMessages.subject() }
 
 // OfAdmins are those in the admin room.
 func OfAdmins() Subject { return theAdmins.subject() }
+
+// OfAPI is the API as a whole.
+func OfAPI() Subject { return theAPI.subject() }
+
+// OfToken is an API token, by its name.
+func OfToken(name TokenName) Subject { return Subject{aToken, "token:" + shown(string(name), 64)} }
 
 // userText shows what is no user id as its fingerprint.
 func userText(user id.UserID) string {

@@ -36,6 +36,33 @@ const (
 	RefusedOrigin          Refusal = "wrong_origin"
 )
 
+// Why a caller of the API is refused, beside his credentials.
+const (
+	RefusedExpired      Refusal = "expired"
+	RefusedRevoked      Refusal = "revoked"
+	RefusedNoRole       Refusal = "no_role"
+	RefusedRole         Refusal = "wrong_role"
+	RefusedSeveralUsers Refusal = "one_user_at_a_time"
+)
+
+// Why an API token is not made or revoked.
+const (
+	RefusedName         Refusal = "unusable_name"
+	RefusedUnknownToken Refusal = "unknown_token"
+	RefusedUnknownRole  Refusal = "unknown_role"
+)
+
+// APIRole is what a caller of the API may do.
+type APIRole string
+
+// The roles; docs/api.md says which routes are for which.
+const (
+	APIAdmin    APIRole = "admin"
+	APIHelpdesk APIRole = "helpdesk"
+	APIOperator APIRole = "operator"
+	APIAuditor  APIRole = "auditor"
+)
+
 // Why a message to the bot is refused.
 const (
 	RefusedNotEncrypted        Refusal = "not_encrypted"
@@ -256,6 +283,7 @@ func vocabularyOf[T Vocabulary]() string { return reflect.TypeFor[T]().String() 
 
 // The words of other rooms that may stand in the log.
 var (
+	apiRoles           = []APIRole{APIAdmin, APIHelpdesk, APIOperator, APIAuditor}
 	enrollmentRefusals = []protocol.Refusal{protocol.RefusedCodeUnknown, protocol.RefusedCodeUsed, protocol.RefusedCodeExpired, protocol.RefusedCodeBurned,
 		protocol.RefusedOtherUser, protocol.RefusedKeysMismatch, protocol.RefusedMasterKeyMismatch, protocol.RefusedNotCrossSigned, protocol.RefusedWrongBot,
 		protocol.RefusedProtocolVersion, protocol.RefusedMalformed, protocol.RefusedIdentityKeyChanged, protocol.RefusedStoreWentBack,

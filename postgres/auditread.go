@@ -33,6 +33,8 @@ type EventFilter struct {
 	Outcome string
 	// Since and Until are compared with the events' own times: Since is included, Until is not.
 	Since, Until time.Time
+	// Before is an event that is not among them, and neither are newer ones: the oldest of the page before.
+	Before uuid.UUID
 	// Newest is how many are returned at most, the newest ones.
 	Newest int
 }
@@ -71,6 +73,9 @@ func (f EventFilter) where() (condition string, args []any) {
 	if !f.Until.IsZero() {
 		add("time < ?", f.Until)
 		add("id < ?", firstOf(f.Until.Add(clockSlack)))
+	}
+	if f.Before != uuid.Nil {
+		add("id < ?", f.Before)
 	}
 	return strings.Join(conditions, " AND "), args
 }

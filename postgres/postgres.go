@@ -61,6 +61,9 @@ func OpenWith(ctx context.Context, raw *sql.DB, url string) (*DB, error) {
 
 // Txn runs fn in a transaction; within one it joins it.
 func (db *DB) Txn(ctx context.Context, fn func(ctx context.Context) error) error {
+	if ctx.Value(keepRefusals{}) != nil {
+		return db.savepoint(ctx, fn)
+	}
 	if _, within := db.Execable(ctx).(*dbutil.LoggingTxn); !within {
 		db.appending.make(ctx, db.RawDB)
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -98,6 +99,31 @@ func (e *Engine) asChange(ctx context.Context, request RotateRequest, actor audi
 	}
 	change.KMS.Name, change.KMS.Path = place.KMS, place.Path
 	return change, err
+}
+
+// Exclude keeps a device of a user from every push from now on. One that is managed is revoked instead.
+func (e *Engine) Exclude(ctx context.Context, user id.UserID, device id.DeviceID, actor audit.Actor) error {
+	event := audit.Event{Actor: actor, Action: audit.ExclusionSet, Subject: audit.OfDevice(user, device), Outcome: audit.Accepted}
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
+		event.Time = e.now()
+		if _, _, err := user.Parse(); err != nil {
+			return refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
+		}
+		if device == "" {
+			return refusal.New(refusal.Invalid, audit.RefusedUnknownDevice, "the device's id is missing")
+		}
+		excluded, err := e.db.Excluded(ctx, []id.UserID{user})
+		if err != nil {
+			return err
+		}
+		if slices.Contains(excluded[user], device) {
+			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "%s of %s is excluded already: %w", device, user, ErrNotPossible)
+		}
+		if err := e.db.Exclude(ctx, user, []id.DeviceID{device}, actor.String(), event.Time); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, event)
+	})
 }
 
 // Include lifts an exclusion: the device gets the key with the next word to the user's managed device.

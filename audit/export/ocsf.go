@@ -196,7 +196,7 @@ func (e *ocsfEvent) status(as ocsfClass, line Line) {
 	}
 }
 
-// ocsfActorOf takes an actor apart: "local:user@host" ran a command, "source:name" notified, "@user:server/device" is a
+// ocsfActorOf takes an actor apart: "local:user@host" ran a command, "admin:…" called the API, "source:name" notified, "@user:server/device" is a
 // device, and anything else is a part of the server.
 func ocsfActorOf(actor string) (*ocsfActor, *ocsfEndpoint) {
 	if local, ok := strings.CutPrefix(actor, "local:"); ok {
@@ -204,6 +204,15 @@ func ocsfActorOf(actor string) (*ocsfActor, *ocsfEndpoint) {
 		endpoint := &ocsfEndpoint{Hostname: host}
 		if host == "" {
 			endpoint.SvcName = "keyherald"
+		}
+		return &ocsfActor{User: &ocsfUser{Name: name, UID: actor, TypeID: 2, Type: "Admin"}}, endpoint
+	}
+	if caller, ok := strings.CutPrefix(actor, "admin:"); ok {
+		// A token has no issuer, and a person the one behind the last @.
+		endpoint := &ocsfEndpoint{SvcName: "keyherald"}
+		name := caller
+		if i := strings.LastIndex(caller, "@"); i >= 0 {
+			name, endpoint.SvcName = caller[:i], caller[i+1:]
 		}
 		return &ocsfActor{User: &ocsfUser{Name: name, UID: actor, TypeID: 2, Type: "Admin"}}, endpoint
 	}

@@ -136,7 +136,7 @@ func (c *collector) act(fields audit.Fields, d details) {
 		c.Reads = append(c.Reads, act)
 	case fields.Outcome == audit.Refused:
 		c.Refused = append(c.Refused, act)
-	case strings.HasPrefix(fields.Actor, "local:"):
+	case strings.HasPrefix(fields.Actor, "local:"), strings.HasPrefix(fields.Actor, "admin:"):
 		c.Admin = append(c.Admin, act)
 	}
 }

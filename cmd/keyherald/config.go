@@ -14,6 +14,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enrollment"
@@ -55,6 +56,7 @@ type config struct {
 	Campaigns      campaignsConfig `yaml:"campaigns"`
 	// Enrollment are the proofs by which grants let devices enroll without codes.
 	Enrollment enrollment.Config `yaml:"enrollment"`
+	API        api.Config        `yaml:"api"`
 	// Development lets `serve` migrate by itself.
 	Development bool `yaml:"development"`
 }
@@ -157,6 +159,7 @@ func (c *config) resolve(file *strictyaml.File) {
 		&c.Database.AuditorURLFile)
 	file.Resolve(c.Audit.paths()...)
 	file.Resolve(&c.TLS.CertFile, &c.TLS.KeyFile)
+	file.Resolve(c.API.Files()...)
 	for _, source := range c.Sources {
 		file.Resolve(source.Files()...)
 	}
@@ -222,6 +225,9 @@ func (c config) validate() error {
 	}
 	if err := c.Enrollment.Validate(); err != nil {
 		return fmt.Errorf("enrollment.%w", err)
+	}
+	if err := c.API.Validate(); err != nil {
+		return err
 	}
 	if err := c.intake().Validate(); err != nil {
 		return err

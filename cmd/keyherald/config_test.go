@@ -63,6 +63,9 @@ func TestAWrongConfigIsRefusedWithTheLineAndTheFix(t *testing.T) {
 		{"a flood of rooms", "rooms_per_minute: 10", "rooms_per_minute: 100000", "matrix.notices.rooms_per_minute is 100000"},
 		{"an admin of another homeserver", "  #admin_room: {invite: [\"@admin:example.org\"]}", "  admin_room: {invite: [\"@admin:example.com\"]}", "matrix.admin_room.invite has \"@admin:example.com\""},
 		{"the bot among the admins", "  #admin_room: {invite: [\"@admin:example.org\"]}", "  admin_room: {invite: [\"@keyherald:example.org\"]}", "who is the bot"},
+		{"an identity provider without TLS", "issuer: https://sso", "issuer: http://sso", "line LINE: api.oidc.issuer"},
+		{"a role that is none", "keyherald-operators: operator", "keyherald-operators: king", "line LINE: api.oidc.roles.keyherald-operators"},
+		{"a provider's token for anybody", "    audience: keyherald\n", "", "api.oidc.audience is missing"},
 		{"a path that leads upwards", "check_path: keyherald", "check_path: ../keyherald", "kms.corporate.check_path"},
 	}
 	for _, test := range tests {

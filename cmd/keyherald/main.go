@@ -53,8 +53,7 @@ func newCommand() *cobra.Command {
 		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
 		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
 		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
-		restoreCommand(load), rotateCommand(load), kmsCommand(load), rosterCommand(load), complianceCommand(load), policyCommand(load), campaignCommand(load),
-		grantCommand(load), reenrollmentsCommand(load),
+		restoreCommand(load), rotateCommand(load), kmsCommand(load), rosterCommand(load), complianceCommand(load), policyCommand(load), campaignCommand(load), grantCommand(load), reenrollmentsCommand(load), tokenCommand(load),
 	)
 	return root
 }

@@ -2,22 +2,16 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"net/http"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
 	"github.com/rs/zerolog"
@@ -192,25 +186,31 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	}
 	defer closeSealer()
 	metrics.MustRegister(gauges{db, bot, arrivals, sealer}, newCoverage(enforcer))
-	web := newWeb(registration, notifications, bot, sealer, streams, db, metrics)
-	listener, err := listen(c)
+	watched := condition{sealer, streams}
+	web := newWeb(registration, notifications, bot, watched, db, metrics)
+	rest, err := newAPI(c, registration, engine, bot, watched, db, log, metrics)
+	if err != nil {
+		return err
+	}
+	listeners, err := listenAll(c, web, rest)
 	if err != nil {
 		return err
 	}
 	if err := started(ctx, db, c, identity, notices); err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, listeners.close())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := jobs.Start(ctx); err != nil {
 		return fmt.Errorf("starting the background jobs: %w", err)
 	}
-	server := &http.Server{Handler: web, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, MaxHeaderBytes: intake.MaxHeader}
 	// Arrivals go on until the web server has answered everybody.
 	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
 	var parts sync.WaitGroup
 	parts.Go(func() { arrivals.Run(answering) })
 	parts.Go(func() { notifications.Run(ctx) })
+	// It ends the streams of events, for which the web servers wait.
+	parts.Go(func() { rest.Run(ctx) })
 	if sealer != nil {
 		parts.Go(func() { sealer.Run(ctx) })
 	}
@@ -238,20 +238,22 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		}
 	})
 	parts.Go(func() {
-		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake(); notices.Wake() }); err != nil {
+		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake(); notices.Wake(); rest.Wake() }); err != nil {
 			cancel(err)
 		}
 	})
-	parts.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cancel(err)
-		}
-	})
-	log.Info().Str("address", listener.Addr().String()).Msg("Keyherald is listening")
+	for _, l := range listeners {
+		parts.Go(func() {
+			if err := l.server.Serve(l.listener); !errors.Is(err, http.ErrServerClosed) {
+				cancel(err)
+			}
+		})
+		log.Info().Str("address", l.listener.Addr().String()).Msg("Keyherald is listening")
+	}
 	<-ctx.Done()
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
-	err = errors.Join(server.Shutdown(stop), jobs.Stop(stop))
+	err = errors.Join(listeners.shutdown(stop), jobs.Stop(stop))
 	answered()
 	parts.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -270,57 +272,4 @@ func newSealer(ctx context.Context, c config, log zerolog.Logger) (*signer.Signe
 	}
 	sealer, db, err := c.openSigner(ctx, log)
 	return sealer, func() { _ = db.Close() }, err
-}
-
-// listen speaks TLS where the configuration says so. Client certificates are asked for, and looked at by the sources
-// that demand one, each with authorities of its own.
-func listen(c config) (net.Listener, error) {
-	listener, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listening: %w", err)
-	}
-	if c.TLS.CertFile == "" {
-		return listener, nil
-	}
-	certificate, err := tls.LoadX509KeyPair(c.TLS.CertFile, c.TLS.KeyFile)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("tls.cert_file and tls.key_file: %w", err), listener.Close())
-	}
-	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}, ClientAuth: tls.RequestClientCert}), nil
-}
-
-func newWeb(registration appservice.Registration, notifications *intake.Handler, bot *appservice.Bot, sealer *signer.Signer, streams map[string]*stream, db *postgres.DB, metrics *prometheus.Registry) *echo.Echo {
-	web := echo.New()
-	web.HideBanner, web.HidePort = true, true
-	notifications.Register(web)
-	appservice.NewRoutes(registration.HSToken).Register(web)
-	web.GET("/healthz", func(c echo.Context) error { return c.String(http.StatusOK, "ok\n") })
-	web.GET("/readyz", func(c echo.Context) error {
-		if err := db.RawDB.PingContext(c.Request().Context()); err != nil {
-			return c.String(http.StatusServiceUnavailable, "the database does not answer\n")
-		}
-		role := "standing by: another replica holds the bot, or it is not logged in yet\n"
-		if bot.Leading() {
-			role = "holding the bot\n"
-		}
-		if sealer != nil {
-			// Ready all the same: notifications are taken, and events appended.
-			status := sealer.Status()
-			if status.Problem != nil {
-				role += "the audit log is not signed: " + status.Problem.Error() + "\n"
-			}
-			if status.Inspection.Altered != "" {
-				role += "the audit log was changed: " + status.Inspection.Altered + "\n"
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(streams)) {
-			if err := streams[name].problem(); err != nil {
-				// Ready as well: what is not heard is looked for.
-				role += "the events of " + name + " are not heard: " + err.Error() + "\n"
-			}
-		}
-		return c.String(http.StatusOK, role)
-	})
-	web.GET("/metrics", echo.WrapHandler(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})))
-	return web
 }

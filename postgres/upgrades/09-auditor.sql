@@ -22,11 +22,13 @@ $$;
 CREATE FUNCTION audit_rotation(body BYTEA) RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT CASE WHEN position('"rotation":"'::bytea IN body) > 0 THEN encode(substring(body FROM position('"rotation":"'::bytea IN body) + 12 FOR 36), 'escape') END
 $$;
--- Whether an event may be a refusal, an act of the command line, about a device, the roster or the log: some that are not may be
--- among them, and none that is can be missing, however its letters are written.
+-- Whether an event may be a refusal, an act of a person (by the command line or the API), or about devices, the log, the roster,
+-- campaigns or what else the views below show: some that are not may be among them, and none that is can be missing, however its
+-- letters are written.
 CREATE FUNCTION audit_notable(body BYTEA) RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT position('refused'::bytea IN body) > 0 OR position('local:'::bytea IN body) > 0 OR position('device.'::bytea IN body) > 0
-		OR position('enrollment'::bytea IN body) > 0 OR position('grant.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0 OR position('audit.'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
+		OR position('enrollment'::bytea IN body) > 0 OR position('grant.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0
+		OR position('audit.'::bytea IN body) > 0 OR position('admin:'::bytea IN body) > 0 OR position('\x5c75'::bytea IN body) > 0
 $$;
 CREATE INDEX audit_event_rotation ON audit_event (audit_rotation(body));
 CREATE INDEX audit_event_notable ON audit_event (id) WHERE audit_notable(body);
@@ -65,6 +67,8 @@ DECLARE
 	gone TEXT := CASE WHEN detail IS NULL THEN '(redacted)' ELSE '?' END;
 	who TEXT := CASE WHEN actor LIKE 'source:%' THEN 'The source ' || substr(actor, 8) WHEN actor LIKE 'local:%' THEN substr(actor, 7)
 		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald' WHEN actor LIKE 'policy:%' THEN 'The rule ' || substr(actor, 8) || ' of the policy'
+	who TEXT := CASE WHEN actor LIKE 'source:%' THEN 'The source ' || substr(actor, 8) WHEN actor LIKE 'local:%' OR actor LIKE 'admin:%' THEN substr(actor, 7)
+		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald'
 		WHEN actor = 'relay' THEN 'Keyherald' WHEN actor = 'signer' THEN 'The signer' WHEN actor = 'anybody' THEN 'Somebody' ELSE actor END;
 	why TEXT := COALESCE(known ->> 'refusal', gone);
 	device TEXT := regexp_replace(subject, '^.*/', '');
@@ -75,10 +79,11 @@ DECLARE
 	because TEXT := COALESCE(': ' || (known ->> 'reason'), '');
 	asked TEXT;
 BEGIN
-	IF outcome = 'refused' AND actor LIKE 'local:%' THEN
+	IF outcome = 'refused' AND (actor LIKE 'local:%' OR actor LIKE 'admin:%') AND action <> 'access.refused' THEN
 		asked := CASE action
 			WHEN 'rotation.retried' THEN 'another attempt at the rotation' WHEN 'rotation.cancelled' THEN 'cancelling the rotation'
-			WHEN 'rotation.asked' THEN 'a new key of ' || subject WHEN 'rotation.repeat_asked' THEN 'pushing the key once more' WHEN 'exclusion.lifted' THEN 'including ' || subject || ' again'
+			WHEN 'rotation.asked' THEN 'a new key of ' || subject WHEN 'rotation.repeat_asked' THEN 'pushing the key once more' WHEN 'exclusion.lifted' THEN 'including ' || subject || ' again' WHEN 'exclusion.set' THEN 'excluding ' || subject
+			WHEN 'token.created' THEN 'an API ' || replace(subject, ':', ' ') WHEN 'token.revoked' THEN 'revoking the API ' || replace(subject, ':', ' ')
 			WHEN 'rotation.released' THEN 'releasing what is held' WHEN 'triggers.frozen' THEN 'stopping all triggers' WHEN 'triggers.thawed' THEN 'letting triggers go again'
 			WHEN 'policy.changed' THEN 'another policy'
 			WHEN 'campaign.started' THEN 'a campaign' WHEN 'campaign.changed' THEN 'changing the campaign' WHEN 'campaign.approved' THEN 'approving the campaign'
@@ -124,6 +129,10 @@ BEGIN
 		WHEN 'campaign.finished' THEN format('The campaign %s finished: %s are done, %s are failing, %s are under way.', subject, COALESCE(known ->> 'done', gone), COALESCE(known ->> 'failing', gone),
 			COALESCE(known ->> 'under_way', gone))
 		WHEN 'exclusion.lifted' THEN format('%s included %s again.', who, subject)
+		WHEN 'exclusion.set' THEN format('%s excluded %s from every push.', who, subject)
+		WHEN 'access.refused' THEN format('%s called the API %s times in a minute and was refused%s: %s.', who, times, COALESCE(' at ' || (known ->> 'route'), ''), why)
+		WHEN 'token.created' THEN format('%s made the API %s with the role %s.', who, replace(subject, ':', ' '), COALESCE(known ->> 'role', gone))
+		WHEN 'token.revoked' THEN format('%s revoked the API %s.', who, replace(subject, ':', ' '))
 		WHEN 'rotation.superseded' THEN CASE WHEN known ->> 'older_than_known' = 'true' THEN 'A newer version was known already, so there is nothing to do.'
 			ELSE format('The rotation of a newer version, %s, took its place.', COALESCE(known ->> 'by', gone)) END
 		WHEN 'rotation.held' THEN CASE known ->> 'for' WHEN 'storm' THEN format('It is held: too many users changed at once (%s of %s).', known ->> 'users_changed', known ->> 'users_enrolled')
@@ -274,8 +283,8 @@ COMMENT ON VIEW auditor.refused IS 'Everything that was refused, to whomever. ti
 CREATE VIEW auditor.admin_actions AS
 	SELECT time, substr(actor, 7) AS who, action, subject, rotation, outcome, detail ->> 'refusal' AS refusal, detail ->> 'reason' AS reason,
 		auditor.sentence(actor, action, subject, outcome, detail) AS sentence, index, sealed, event
-	FROM audit_opened WHERE notable AND actor LIKE 'local:%';
-COMMENT ON VIEW auditor.admin_actions IS 'What people did or tried with the command line, and what a server was started with. who is the account and the machine.';
+	FROM audit_opened WHERE notable AND (actor LIKE 'local:%' OR actor LIKE 'admin:%') AND action <> 'access.refused';
+COMMENT ON VIEW auditor.admin_actions IS 'What people did or tried with the command line or by the API, and what a server was started with. who is the account and the machine, or the caller as his issuer or his token names him.';
 
 -- How things stood at a time, from what the log says up to then: each user who had a managed device or a rotation. The
 -- newest rotation of a user is the one whose version was told of last, of those that no newer version was known to at once.

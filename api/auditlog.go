@@ -1,0 +1,196 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/internal/period"
+	"github.com/keyherald/keyherald/internal/refusal"
+	"github.com/keyherald/keyherald/postgres"
+)
+
+// maxReading is how many callers read the log at once: each has a connection that reads, and one that says so.
+const maxReading = 4
+
+// Event is an event of the audit log. Checkpoint is the first one that covers it, and only there where one event is
+// asked for.
+type Event struct {
+	export.Line
+	Sealed     bool        `json:"sealed"`
+	Redacted   bool        `json:"redacted"`
+	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
+}
+
+// Checkpoint names a signed checkpoint.
+type Checkpoint struct {
+	Origin   string    `json:"origin"`
+	Size     int64     `json:"size"`
+	SignedAt time.Time `json:"signed_at"`
+}
+
+func eventOf(record audit.Record) (Event, error) {
+	line, err := export.LineOf(record)
+	return Event{Line: line, Sealed: record.Index != audit.Unsealed, Redacted: record.RedactedBy != uuid.Nil}, err
+}
+
+var (
+	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
+	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
+)
+
+// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
+const maxFilter = 300
+
+// eventFilter reads what events are asked for; asked is what the log keeps of it.
+func (c *call) eventFilter() (f postgres.EventFilter, limit int, filters string, asked []audit.Field, err error) {
+	q := c.query()
+	if text := q.text("rotation"); text != "" {
+		if f.Rotation, err = uuid.Parse(text); err != nil {
+			q.fail("rotation", "write a rotation's id")
+		}
+		asked = append(asked, audit.ID("rotation", f.Rotation))
+	}
+	if f.User = q.user("user_id").String(); f.User != "" {
+		asked = append(asked, audit.ID("user", id.UserID(f.User)))
+	}
+	if f.Actor = q.text("actor"); f.Actor != "" {
+		if len(f.Actor) > maxFilter {
+			q.fail("actor", fmt.Sprintf("write at most %d bytes", maxFilter))
+		}
+		asked = append(asked, audit.ID("actor", audit.Filter(f.Actor)))
+	}
+	if text := q.text("action"); text != "" {
+		var actions []audit.Filter
+		for action := range strings.SplitSeq(text, ",") {
+			if !actionPattern.MatchString(action) || len(action) > maxFilter {
+				q.fail("action", "write actions such as rotation.done, or rotation.* for all of them, with commas between them")
+				continue
+			}
+			f.Actions, actions = append(f.Actions, action), append(actions, audit.Filter(action))
+		}
+		asked = append(asked, audit.IDs("actions", actions))
+	}
+	if f.Outcome = q.text("outcome"); f.Outcome != "" {
+		if !outcomePattern.MatchString(f.Outcome) || len(f.Outcome) > maxFilter {
+			q.fail("outcome", "write accepted, refused, failed or reported_by_device")
+		}
+		asked = append(asked, audit.Word("outcome", audit.Outcome(f.Outcome)))
+	}
+	since, until := q.text("since"), q.text("until")
+	if f.Since, f.Until, err = period.Between(since, until, c.deps.Now()); err != nil {
+		q.fail("since", err.Error())
+	}
+	if !f.Since.IsZero() {
+		asked = append(asked, audit.Time("since", f.Since))
+	}
+	if !f.Until.IsZero() {
+		asked = append(asked, audit.Time("until", f.Until))
+	}
+	limit, filters = q.page(&f.Before)
+	f.Newest = limit + 1
+	return f, limit, filters, asked, q.end()
+}
+
+// listEvents is a page of the log, newest first. It leaves its own event before it answers, which is not among what it
+// shows.
+func listEvents(c *call) (answer, error) {
+	f, limit, filters, asked, err := c.eventFilter()
+	if err != nil {
+		return answer{}, err
+	}
+	var page Page[Event]
+	err = c.readLog(func() error {
+		return c.deps.DB.Snapshot(c.ctx, func(in context.Context) error {
+			// It fixes the moment that is read.
+			if _, err := c.deps.DB.TreeState(in); err != nil {
+				return err
+			}
+			if err := c.recordRead(audit.CommandList, uuid.Nil, asked...); err != nil {
+				return err
+			}
+			var events []Event
+			for record, err := range c.deps.DB.Events(in, f) {
+				if err != nil {
+					return err
+				}
+				event, err := eventOf(record)
+				if err != nil {
+					return err
+				}
+				events = append(events, event)
+			}
+			reverse(events)
+			page, err = pageOf(events, limit, filters, func(e Event) Event { return e }, func(e Event) any { return e.ID })
+			return err
+		})
+	})
+	return ok(page), err
+}
+
+func reverse[T any](list []T) {
+	for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
+		list[i], list[j] = list[j], list[i]
+	}
+}
+
+// readLog bounds how many read at once.
+func (c *call) readLog(do func() error) error {
+	select {
+	case c.reading <- struct{}{}:
+		defer func() { <-c.reading }()
+		return do()
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	case <-time.After(5 * time.Second):
+		return unavailable("too many read the log at this moment")
+	}
+}
+
+// recordRead appends that the log is read, over a connection apart, before anything of it is put out. The transaction
+// that reads must not have it: c.ctx is not of one.
+func (c *call) recordRead(command audit.Command, rotation uuid.UUID, asked ...audit.Field) error {
+	err := c.deps.DB.Append(c.ctx, audit.Event{Time: c.deps.Now(), Actor: c.caller.actor, Action: audit.LogRead, Subject: audit.OfLog(audit.LogName(c.deps.LogName)), Rotation: rotation,
+		Outcome: audit.Accepted, Detail: append(audit.Detail{audit.Word("command", command)}, asked...)})
+	if err != nil {
+		return errors.Join(errors.New("the log is not read, since that could not be recorded in it"), err)
+	}
+	return nil
+}
+
+func getEvent(c *call) (answer, error) {
+	key, err := c.key("event_id", "event")
+	if err != nil {
+		return answer{}, err
+	}
+	record, there, err := c.deps.DB.Event(c.ctx, key)
+	if err != nil {
+		return answer{}, err
+	}
+	if !there {
+		return answer{}, &Problem{Status: statusOf[refusal.NotFound], Code: CodeNotFound, Detail: "there is no event " + key.String()}
+	}
+	event, err := eventOf(record)
+	if err != nil {
+		return answer{}, err
+	}
+	if event.Sealed {
+		covering, found, err := c.deps.DB.CheckpointCovering(c.ctx, record.Index)
+		if err != nil {
+			return answer{}, err
+		}
+		if found {
+			event.Checkpoint = &Checkpoint{checkpoint.Origin(c.deps.LogName, covering.Epoch), covering.Size, covering.At.UTC()}
+		}
+	}
+	return ok(event), c.recordRead(audit.CommandShow, uuid.Nil, audit.ID("event", record.ID))
+}

@@ -1,0 +1,198 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/refusal"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// User is whom Keyherald has to do with, and how his newest rotation stands.
+type User struct {
+	UserID         id.UserID       `json:"user_id"`
+	OnRoster       bool            `json:"on_roster"`
+	ManagedDevices int             `json:"managed_devices"`
+	Rotation       *NewestRotation `json:"rotation,omitempty"`
+	LastDone       *time.Time      `json:"last_done,omitempty"`
+	// Devices and Excluded are only there where one user is asked for.
+	Devices  []Device      `json:"devices,omitempty"`
+	Excluded []id.DeviceID `json:"excluded,omitempty"`
+}
+
+// NewestRotation is what a list of users says of a rotation.
+type NewestRotation struct {
+	ID             uuid.UUID      `json:"id"`
+	State          rotation.State `json:"state"`
+	Held           bool           `json:"held,omitempty"`
+	Stage          protocol.Stage `json:"stage,omitempty"`
+	NeedsAttention string         `json:"needs_attention,omitempty"`
+	NextAction     string         `json:"next_action,omitempty"`
+	UpdatedAt      time.Time      `json:"updated_at"`
+}
+
+// Device is a managed device. Status is the newest one that it sent.
+type Device struct {
+	UserID          id.UserID            `json:"user_id"`
+	DeviceID        id.DeviceID          `json:"device_id"`
+	Name            string               `json:"name"`
+	State           postgres.DeviceState `json:"state"`
+	SoftwareVersion string               `json:"software_version,omitempty"`
+	EnrolledAt      time.Time            `json:"enrolled_at"`
+	LastSeen        *time.Time           `json:"last_seen,omitempty"`
+	Status          json.RawMessage      `json:"status,omitempty"`
+}
+
+func deviceOf(d postgres.Device) Device {
+	view := Device{UserID: d.UserID, DeviceID: d.DeviceID, Name: d.Name, State: d.State, SoftwareVersion: d.SoftwareVersion, EnrolledAt: d.EnrolledAt, LastSeen: optional(d.LastSeen)}
+	if string(d.Status) != "null" {
+		view.Status = d.Status
+	}
+	return view
+}
+
+func userOf(u postgres.UserRow) User {
+	view := User{UserID: u.UserID, OnRoster: u.OnRoster, ManagedDevices: u.Enrolled, LastDone: optional(u.LastDone)}
+	if n := u.Newest; n.ID != uuid.Nil {
+		view.Rotation = &NewestRotation{n.ID, n.State, n.Held, n.Stage, string(n.Attention), n.NextAction, n.UpdatedAt}
+	}
+	return view
+}
+
+func listUsers(c *call) (answer, error) {
+	q := c.query()
+	var after id.UserID
+	limit, filters := q.page(&after)
+	if err := q.end(); err != nil {
+		return answer{}, err
+	}
+	rows, err := c.deps.DB.ListUsers(c.ctx, after, limit+1)
+	if err != nil {
+		return answer{}, err
+	}
+	page, err := pageOf(rows, limit, filters, userOf, func(u postgres.UserRow) any { return u.UserID })
+	return ok(page), err
+}
+
+func getUser(c *call) (answer, error) {
+	user, err := c.user()
+	if err != nil {
+		return answer{}, err
+	}
+	row, there, err := c.deps.DB.User(c.ctx, user)
+	if err != nil {
+		return answer{}, err
+	}
+	if !there {
+		return answer{}, &Problem{Status: statusOf[refusal.NotFound], Code: CodeNotFound, Detail: "nothing is known of " + user.String() + ": he is not on the roster, and has had no managed device and no rotation"}
+	}
+	view := userOf(row)
+	devices, err := c.deps.DB.Devices(c.ctx, user)
+	if err != nil {
+		return answer{}, err
+	}
+	for _, d := range devices {
+		view.Devices = append(view.Devices, deviceOf(d))
+	}
+	excluded, err := c.deps.DB.Excluded(c.ctx, []id.UserID{user})
+	view.Excluded = excluded[user]
+	return ok(view), err
+}
+
+func listDevices(c *call) (answer, error) {
+	q := c.query()
+	f := postgres.DeviceFilter{User: q.user("user_id"), State: word(q, "state", postgres.Enrolled, postgres.NeedsEnrollment, postgres.Revoked)}
+	var after struct {
+		User id.UserID `json:"u"`
+		ID   uuid.UUID `json:"i"`
+	}
+	limit, filters := q.page(&after)
+	if err := q.end(); err != nil {
+		return answer{}, err
+	}
+	f.AfterUser, f.AfterID, f.Limit = after.User, after.ID, limit+1
+	rows, err := c.deps.DB.ListDevices(c.ctx, f)
+	if err != nil {
+		return answer{}, err
+	}
+	page, err := pageOf(rows, limit, filters, deviceOf, func(d postgres.Device) any {
+		after.User, after.ID = d.UserID, d.ID
+		return after
+	})
+	return ok(page), err
+}
+
+// CodeRequest asks for an enrollment code.
+type CodeRequest struct {
+	// TTL is how long it may be used, in seconds; 0 is a day.
+	TTL int64 `json:"ttl_seconds,omitempty"`
+}
+
+// NewCode is an enrollment code, which is shown once.
+type NewCode struct {
+	Code string `json:"code"`
+}
+
+func createCode(c *call) (answer, error) {
+	user, err := c.user()
+	if err != nil {
+		return answer{}, err
+	}
+	asked := CodeRequest{TTL: 24 * 60 * 60}
+	if err := c.into(&asked); err != nil {
+		return answer{}, err
+	}
+	// The engine has the bounds; this one keeps the number a duration.
+	code, err := c.deps.Engine.NewCode(c.ctx, user, time.Duration(min(max(asked.TTL, 0), maxGrace))*time.Second, c.caller.actor)
+	if err != nil {
+		return answer{}, err
+	}
+	return created(NewCode{code.Reveal()}), nil
+}
+
+// RevokeRequest says why a device is revoked.
+type RevokeRequest struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// Revoked says what is left to do by others.
+type Revoked struct {
+	Next string `json:"next"`
+}
+
+// revokedNext is what revoking does not do.
+const revokedNext = "It is triggered no more, and excluded from every push. Now log the device out, cut its access to the KMS, and rotate the user's key."
+
+func revokeDevice(c *call) (answer, error) {
+	user, err := c.user()
+	if err != nil {
+		return answer{}, err
+	}
+	var asked RevokeRequest
+	if err := c.into(&asked); err != nil {
+		return answer{}, err
+	}
+	err = c.deps.Engine.Revoke(c.ctx, user, id.DeviceID(c.param("device_id")), asked.Reason, c.caller.actor)
+	return ok(Revoked{revokedNext}), err
+}
+
+func excludeDevice(c *call) (answer, error) { return c.exclusion(c.deps.Engine.Exclude) }
+func includeDevice(c *call) (answer, error) { return c.exclusion(c.deps.Engine.Include) }
+
+func (c *call) exclusion(do func(ctx context.Context, user id.UserID, device id.DeviceID, actor audit.Actor) error) (answer, error) {
+	user, err := c.user()
+	if err == nil {
+		err = c.none()
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return done(), do(c.ctx, user, id.DeviceID(c.param("device_id")), c.caller.actor)
+}

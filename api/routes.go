@@ -1,0 +1,101 @@
+package api
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/keyherald/keyherald/audit"
+)
+
+// Route is one line of the API: the table below is what handlers, tests and docs/api.md go by.
+type Route struct {
+	Method, Path string
+	// Operation is its operationId in openapi.yaml, and its name in the audit log and in metrics.
+	Operation string
+	// Roles are those that may call it; none means that nobody need be known.
+	Roles []Role
+	// OneUser routes list several users' things: helpdesk must name one with user_id.
+	OneUser bool
+	// Secret answers are shown once and never kept.
+	Secret bool
+	// MaxBody is the limit of the body in bytes; 0 is 64 KiB.
+	MaxBody int64
+
+	do     func(*call) (answer, error)
+	stream func(*call) *Problem
+}
+
+var (
+	everybody = Roles
+	admins    = []Role{audit.APIAdmin}
+	operators = []Role{audit.APIAdmin, audit.APIOperator}
+	helpers   = []Role{audit.APIAdmin, audit.APIHelpdesk}
+	auditors  = []Role{audit.APIAdmin, audit.APIAuditor}
+	overview  = []Role{audit.APIAdmin, audit.APIOperator, audit.APIAuditor}
+)
+
+// Routes are all routes, in the order of docs/api.md.
+func Routes() []Route {
+	return []Route{
+		{Method: http.MethodGet, Path: "/openapi.json", Operation: "getOpenAPIJSON", do: getDocumentJSON},
+		{Method: http.MethodGet, Path: "/openapi.yaml", Operation: "getOpenAPIYAML", do: getDocumentYAML},
+		{Method: http.MethodGet, Path: "/login", Operation: "getLogin", do: getLogin},
+		{Method: http.MethodGet, Path: "/whoami", Operation: "getWhoami", Roles: everybody, do: getWhoami},
+		{Method: http.MethodGet, Path: "/status", Operation: "getStatus", Roles: everybody, do: getStatus},
+
+		{Method: http.MethodGet, Path: "/users", Operation: "listUsers", Roles: overview, do: listUsers},
+		{Method: http.MethodGet, Path: "/users/:user_id", Operation: "getUser", Roles: everybody, do: getUser},
+		{Method: http.MethodPost, Path: "/users/:user_id/codes", Operation: "createCode", Roles: helpers, Secret: true, do: createCode},
+		{Method: http.MethodGet, Path: "/users/:user_id/targets", Operation: "listTargets", Roles: everybody, do: listTargets},
+		{Method: http.MethodPost, Path: "/users/:user_id/devices/:device_id/revoke", Operation: "revokeDevice", Roles: admins, do: revokeDevice},
+		{Method: http.MethodPut, Path: "/users/:user_id/exclusions/:device_id", Operation: "excludeDevice", Roles: admins, do: excludeDevice},
+		{Method: http.MethodDelete, Path: "/users/:user_id/exclusions/:device_id", Operation: "includeDevice", Roles: admins, do: includeDevice},
+
+		{Method: http.MethodGet, Path: "/devices", Operation: "listDevices", Roles: everybody, OneUser: true, do: listDevices},
+
+		{Method: http.MethodGet, Path: "/rotations", Operation: "listRotations", Roles: everybody, OneUser: true, do: listRotations},
+		{Method: http.MethodPost, Path: "/rotations", Operation: "startRotation", Roles: admins, do: startRotation},
+		{Method: http.MethodPost, Path: "/rotations/release", Operation: "releaseRotations", Roles: operators, do: releaseRotations},
+		{Method: http.MethodGet, Path: "/rotations/:rotation_id", Operation: "getRotation", Roles: everybody, do: getRotation},
+		{Method: http.MethodGet, Path: "/rotations/:rotation_id/events", Operation: "watchRotation", Roles: everybody, stream: watchRotation},
+		{Method: http.MethodPost, Path: "/rotations/:rotation_id/retry", Operation: "retryRotation", Roles: []Role{audit.APIAdmin, audit.APIHelpdesk, audit.APIOperator}, do: retryRotation},
+		{Method: http.MethodPost, Path: "/rotations/:rotation_id/cancel", Operation: "cancelRotation", Roles: operators, do: cancelRotation},
+		{Method: http.MethodPost, Path: "/rotations/:rotation_id/repeat", Operation: "repeatRotation", Roles: operators, do: repeatRotation},
+
+		{Method: http.MethodGet, Path: "/freeze", Operation: "getFreeze", Roles: everybody, do: getFreeze},
+		{Method: http.MethodPut, Path: "/freeze", Operation: "freeze", Roles: operators, do: freeze},
+		{Method: http.MethodDelete, Path: "/freeze", Operation: "thaw", Roles: operators, do: thaw},
+
+		{Method: http.MethodGet, Path: "/audit/events", Operation: "listEvents", Roles: auditors, do: listEvents},
+		{Method: http.MethodGet, Path: "/audit/events/:event_id", Operation: "getEvent", Roles: auditors, do: getEvent},
+
+		{Method: http.MethodGet, Path: "/tokens", Operation: "listTokens", Roles: admins, do: listTokens},
+		{Method: http.MethodDelete, Path: "/tokens/:name", Operation: "revokeToken", Roles: admins, do: revokeToken},
+	}
+}
+
+// Template is the route's path as openapi.yaml writes it.
+func (r Route) Template() string {
+	steps := strings.Split(r.Path, "/")
+	for i, step := range steps {
+		if name, ok := strings.CutPrefix(step, ":"); ok {
+			steps[i] = "{" + name + "}"
+		}
+	}
+	return strings.Join(steps, "/")
+}
+
+// Write reports whether the route changes something.
+func (r Route) Write() bool { return r.Method != http.MethodGet }
+
+// allowed are those of a caller's roles that may call the route.
+func (r Route) allowed(roles []Role) []Role {
+	var may []Role
+	for _, role := range roles {
+		if slices.Contains(r.Roles, role) {
+			may = append(may, role)
+		}
+	}
+	return may
+}
