@@ -24,6 +24,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/perminute"
 	"github.com/keyherald/keyherald/internal/pinned"
 	"github.com/keyherald/keyherald/postgres"
@@ -49,6 +50,7 @@ type Config struct {
 type Deps struct {
 	DB       *postgres.DB
 	Engine   *relay.Engine
+	Enforcer *enforce.Enforcer
 	LogName  string // the audit log's
 	Version  string // of the software
 	Leading  func() bool
@@ -83,8 +85,8 @@ type Handler struct {
 
 // New checks the configuration.
 func New(config Config, deps Deps) (*Handler, error) {
-	if deps.DB == nil || deps.Engine == nil {
-		return nil, errors.New("api: database and engine are needed")
+	if deps.DB == nil || deps.Engine == nil || deps.Enforcer == nil {
+		return nil, errors.New("api: database, engine and enforcer are needed")
 	}
 	if deps.Now == nil {
 		deps.Now = time.Now

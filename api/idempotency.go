@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -47,7 +46,7 @@ func (c *call) answered() (answer, error) {
 		}
 		c.ctx = postgres.KeepRefusals(ctx)
 		if a, err = c.route.do(c); err != nil {
-			if _, _, ok := refusal.Of(err); !ok {
+			if !isRefusal(err) {
 				return err
 			}
 			// The event of the refusal commits; the key is free again.

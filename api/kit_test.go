@@ -23,6 +23,8 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/campaign"
+	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -46,6 +48,7 @@ type server struct {
 	db       *postgres.DB
 	database *keyheraldtest.Database
 	engine   *relay.Engine
+	enforcer *enforce.Enforcer
 	url      string
 	clock    *keyheraldtest.Clock
 	tokens   map[api.Role]string
@@ -65,8 +68,12 @@ func newServer(t testing.TB, change ...func(*api.Config, *api.Deps)) *server {
 	var err error
 	s.engine, err = relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: "bWFzdGVyIGtleSBvZiB0aGUgYm90IGluIHRlc3RzLi4", Now: s.clock.Now, Log: zerolog.Nop()})
 	check(t, err)
+	approval, err := campaign.ParseApproval("above 20")
+	check(t, err)
+	s.enforcer, err = enforce.New(enforce.Config{DB: db, Engine: s.engine, StatusInterval: time.Hour, Approval: approval, Now: s.clock.Now, Log: zerolog.Nop()})
+	check(t, err)
 	config := api.Config{Rate: api.RateConfig{PerCaller: 1000, FailuresPerAddress: 1000}}
-	deps := api.Deps{DB: db, Engine: s.engine, LogName: logName, Version: "test", Now: s.clock.Now, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel),
+	deps := api.Deps{DB: db, Engine: s.engine, Enforcer: s.enforcer, LogName: logName, Version: "test", Now: s.clock.Now, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel),
 		Keys: func(context.Context, id.UserID) (*mautrix.RespQueryKeys, error) { return &mautrix.RespQueryKeys{}, nil }}
 	for _, f := range change {
 		f(&config, &deps)

@@ -149,17 +149,11 @@ func createCode(c *call) (answer, error) {
 	if err := c.into(&asked); err != nil {
 		return answer{}, err
 	}
-	// The engine has the bounds; this one keeps the number a duration.
-	code, err := c.deps.Engine.NewCode(c.ctx, user, time.Duration(min(max(asked.TTL, 0), maxGrace))*time.Second, c.caller.actor)
+	code, err := c.deps.Engine.NewCode(c.ctx, user, seconds(asked.TTL), c.caller.actor)
 	if err != nil {
 		return answer{}, err
 	}
 	return created(NewCode{code.Reveal()}), nil
-}
-
-// RevokeRequest says why a device is revoked.
-type RevokeRequest struct {
-	Reason string `json:"reason,omitempty"`
 }
 
 // Revoked says what is left to do by others.
@@ -175,7 +169,7 @@ func revokeDevice(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	var asked RevokeRequest
+	var asked Reason
 	if err := c.into(&asked); err != nil {
 		return answer{}, err
 	}

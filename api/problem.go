@@ -67,6 +67,11 @@ var statusOf = map[refusal.Code]int{
 	refusal.Invalid: http.StatusUnprocessableEntity, refusal.NotFound: http.StatusNotFound, refusal.Conflict: http.StatusConflict, refusal.Forbidden: http.StatusForbidden,
 }
 
+func isRefusal(err error) bool {
+	_, _, ok := refusal.Of(err)
+	return ok
+}
+
 func malformed(detail string) *Problem {
 	return &Problem{Status: http.StatusBadRequest, Code: CodeMalformed, Detail: detail}
 }

@@ -19,12 +19,17 @@ type Route struct {
 	OneUser bool
 	// Secret answers are shown once and never kept.
 	Secret bool
+	// Pure routes change nothing, whatever their method is.
+	Pure bool
 	// MaxBody is the limit of the body in bytes; 0 is 64 KiB.
 	MaxBody int64
 
 	do     func(*call) (answer, error)
 	stream func(*call) *Problem
 }
+
+// maxCampaign is the limit of a campaign's body: it may name a company's users.
+const maxCampaign = 16 << 20
 
 var (
 	everybody = Roles
@@ -63,6 +68,35 @@ func Routes() []Route {
 		{Method: http.MethodPost, Path: "/rotations/:rotation_id/cancel", Operation: "cancelRotation", Roles: operators, do: cancelRotation},
 		{Method: http.MethodPost, Path: "/rotations/:rotation_id/repeat", Operation: "repeatRotation", Roles: operators, do: repeatRotation},
 
+		{Method: http.MethodGet, Path: "/roster", Operation: "getRoster", Roles: overview, do: getRoster},
+		{Method: http.MethodPut, Path: "/roster", Operation: "putRoster", Roles: admins, MaxBody: maxRoster, do: putRoster},
+		{Method: http.MethodPut, Path: "/roster/:user_id", Operation: "addToRoster", Roles: admins, do: addToRoster},
+		{Method: http.MethodDelete, Path: "/roster/:user_id", Operation: "removeFromRoster", Roles: admins, do: removeFromRoster},
+		{Method: http.MethodPut, Path: "/roster/:user_id/exemption", Operation: "exemptUser", Roles: admins, do: exemptUser},
+		{Method: http.MethodDelete, Path: "/roster/:user_id/exemption", Operation: "endExemption", Roles: admins, do: endExemption},
+		{Method: http.MethodGet, Path: "/compliance", Operation: "getCompliance", Roles: overview, do: getCompliance},
+		{Method: http.MethodGet, Path: "/compliance/users", Operation: "listStandings", Roles: everybody, OneUser: true, do: listStandings},
+
+		{Method: http.MethodGet, Path: "/campaigns", Operation: "listCampaigns", Roles: overview, do: listCampaigns},
+		{Method: http.MethodPost, Path: "/campaigns", Operation: "startCampaign", Roles: admins, MaxBody: maxCampaign, do: startCampaign},
+		{Method: http.MethodPost, Path: "/campaigns/plan", Operation: "planCampaign", Roles: operators, MaxBody: maxCampaign, Pure: true, do: planCampaign},
+		{Method: http.MethodGet, Path: "/campaigns/:campaign_id", Operation: "getCampaign", Roles: overview, do: getCampaign},
+		{Method: http.MethodPatch, Path: "/campaigns/:campaign_id", Operation: "changeCampaign", Roles: admins, do: changeCampaign},
+		{Method: http.MethodGet, Path: "/campaigns/:campaign_id/users", Operation: "listCampaignUsers", Roles: overview, do: listCampaignUsers},
+		{Method: http.MethodGet, Path: "/campaigns/:campaign_id/events", Operation: "watchCampaign", Roles: overview, stream: watchCampaign},
+		{Method: http.MethodPost, Path: "/campaigns/:campaign_id/approve", Operation: "approveCampaign", Roles: admins, do: approveCampaign},
+		{Method: http.MethodPost, Path: "/campaigns/:campaign_id/pause", Operation: "pauseCampaign", Roles: operators, do: pauseCampaign},
+		{Method: http.MethodPost, Path: "/campaigns/:campaign_id/resume", Operation: "resumeCampaign", Roles: operators, do: resumeCampaign},
+		{Method: http.MethodPost, Path: "/campaigns/:campaign_id/abort", Operation: "abortCampaign", Roles: operators, do: abortCampaign},
+
+		{Method: http.MethodPost, Path: "/codes", Operation: "createCodes", Roles: admins, Secret: true, MaxBody: maxRoster, do: createCodes},
+		{Method: http.MethodGet, Path: "/grants", Operation: "listGrants", Roles: overview, do: listGrants},
+		{Method: http.MethodPost, Path: "/grants", Operation: "createGrant", Roles: admins, do: createGrant},
+		{Method: http.MethodPost, Path: "/grants/:grant_id/revoke", Operation: "revokeGrant", Roles: admins, do: revokeGrant},
+		{Method: http.MethodGet, Path: "/reenrollments", Operation: "listReenrollments", Roles: overview, do: listReenrollments},
+		{Method: http.MethodPost, Path: "/reenrollments/:reenrollment_id/release", Operation: "releaseReenrollment", Roles: admins, do: releaseReenrollment},
+		{Method: http.MethodPost, Path: "/reenrollments/:reenrollment_id/reject", Operation: "rejectReenrollment", Roles: admins, do: rejectReenrollment},
+
 		{Method: http.MethodGet, Path: "/freeze", Operation: "getFreeze", Roles: everybody, do: getFreeze},
 		{Method: http.MethodPut, Path: "/freeze", Operation: "freeze", Roles: operators, do: freeze},
 		{Method: http.MethodDelete, Path: "/freeze", Operation: "thaw", Roles: operators, do: thaw},
@@ -87,7 +121,7 @@ func (r Route) Template() string {
 }
 
 // Write reports whether the route changes something.
-func (r Route) Write() bool { return r.Method != http.MethodGet }
+func (r Route) Write() bool { return r.Method != http.MethodGet && !r.Pure }
 
 // allowed are those of a caller's roles that may call the route.
 func (r Route) allowed(roles []Role) []Role {

@@ -18,9 +18,14 @@ type sse struct{ id, event, data string }
 // watch opens a rotation's stream, which delivers until it ends.
 func (s *server) watch(key uuid.UUID, last string) <-chan sse {
 	s.t.Helper()
-	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url+api.Prefix+"/rotations/"+key.String()+"/events", nil)
+	return s.watchPath("/rotations/"+key.String()+"/events", "auditor", last)
+}
+
+func (s *server) watchPath(path string, role api.Role, last string) <-chan sse {
+	s.t.Helper()
+	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url+api.Prefix+path, nil)
 	check(s.t, err)
-	request.Header.Set("Authorization", "Bearer "+s.tokens["auditor"])
+	request.Header.Set("Authorization", "Bearer "+s.tokens[role])
 	if last != "" {
 		request.Header.Set("Last-Event-ID", last)
 	}

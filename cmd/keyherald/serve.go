@@ -188,7 +188,7 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	metrics.MustRegister(gauges{db, bot, arrivals, sealer}, newCoverage(enforcer))
 	watched := condition{sealer, streams}
 	web := newWeb(registration, notifications, bot, watched, db, metrics)
-	rest, err := newAPI(c, registration, engine, bot, watched, db, log, metrics)
+	rest, err := newAPI(c, registration, engine, enforcer, bot, watched, db, log, metrics)
 	if err != nil {
 		return err
 	}
@@ -239,6 +239,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 	})
 	parts.Go(func() {
 		if err := db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake(); notices.Wake(); rest.Wake() }); err != nil {
+			cancel(err)
+		}
+	})
+	parts.Go(func() {
+		if err := db.Listen(ctx, enforce.CampaignChannel, func(string) { rest.Wake() }); err != nil {
 			cancel(err)
 		}
 	})

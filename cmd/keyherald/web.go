@@ -21,6 +21,7 @@ import (
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/audit/signer"
+	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/intake"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
@@ -143,13 +144,13 @@ func newWeb(registration appservice.Registration, notifications *intake.Handler,
 }
 
 // newAPI makes the API, which asks the homeserver as the bot's user whom a push would reach.
-func newAPI(c config, registration appservice.Registration, engine *relay.Engine, bot *appservice.Bot, watched condition, db *postgres.DB, log zerolog.Logger, metrics *prometheus.Registry) (*api.Handler, error) {
+func newAPI(c config, registration appservice.Registration, engine *relay.Engine, enforcer *enforce.Enforcer, bot *appservice.Bot, watched condition, db *postgres.DB, log zerolog.Logger, metrics *prometheus.Registry) (*api.Handler, error) {
 	client, err := mautrix.NewClient(c.Homeserver, c.Bot.UserID, registration.ASToken)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to ask the homeserver for devices: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
-	return api.New(c.API, api.Deps{DB: db, Engine: engine, LogName: c.Audit.Name, Version: string(softwareVersion()), Leading: bot.Leading, Problems: watched.problems,
+	return api.New(c.API, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, LogName: c.Audit.Name, Version: string(softwareVersion()), Leading: bot.Leading, Problems: watched.problems,
 		TrustedProxies: c.TrustedProxies, Log: log, Metrics: metrics,
 		Keys: func(ctx context.Context, user id.UserID) (*mautrix.RespQueryKeys, error) {
 			limited, cancel := context.WithTimeout(ctx, 15*time.Second)

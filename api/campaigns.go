@@ -1,0 +1,371 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/campaign"
+	"github.com/keyherald/keyherald/enforce"
+	"github.com/keyherald/keyherald/postgres"
+	"github.com/keyherald/keyherald/rotation"
+)
+
+// Campaign is a campaign. Times are missing where there is none yet.
+type Campaign struct {
+	ID            uuid.UUID      `json:"id"`
+	Kind          campaign.Kind  `json:"kind"`
+	State         campaign.State `json:"state"`
+	StateCause    string         `json:"state_cause,omitempty"`
+	Hash          campaign.Hash  `json:"hash"`
+	Users         int            `json:"users"`
+	Wave          int            `json:"wave"`
+	Waves         []int          `json:"waves"`
+	Rate          int            `json:"rate"`
+	PassPercent   int            `json:"pass_percent"`
+	MaxWait       string         `json:"max_wait"`
+	MaxWaiting    int            `json:"max_waiting"`
+	MaxFailures   int            `json:"max_failures"`
+	MaxLatency    string         `json:"max_latency"`
+	Reason        string         `json:"reason"`
+	Ticket        string         `json:"ticket,omitempty"`
+	StartedBy     string         `json:"started_by"`
+	NeedsApproval bool           `json:"needs_approval"`
+	CreatedAt     time.Time      `json:"created_at"`
+	ApprovedAt    *time.Time     `json:"approved_at,omitempty"`
+	BegunAt       *time.Time     `json:"begun_at,omitempty"`
+	PausedAt      *time.Time     `json:"paused_at,omitempty"`
+	EndedAt       *time.Time     `json:"ended_at,omitempty"`
+}
+
+func campaignOf(c postgres.Campaign) Campaign {
+	p := c.Parameters
+	return Campaign{ID: c.ID, Kind: p.Kind, State: c.State, StateCause: c.StateCause, Hash: c.Hash, Users: c.Users, Wave: c.Wave, Waves: p.Waves, Rate: p.Rate,
+		PassPercent: p.PassPercent, MaxWait: p.MaxWait.String(), MaxWaiting: p.MaxWaiting, MaxFailures: p.MaxFailures, MaxLatency: p.MaxLatency.String(), Reason: p.Reason, Ticket: p.Ticket,
+		StartedBy: c.StartedBy, NeedsApproval: c.NeedsApproval, CreatedAt: c.CreatedAt, ApprovedAt: optional(c.ApprovedAt), BegunAt: optional(c.BegunAt), PausedAt: optional(c.PausedAt), EndedAt: optional(c.EndedAt)}
+}
+
+// CampaignProgress is how far a campaign has come.
+type CampaignProgress struct {
+	Campaign
+	Counts    campaign.Counts    `json:"counts"`
+	Progress  []CampaignWave     `json:"progress"`
+	Approvals []CampaignApproval `json:"approvals,omitempty"`
+	RateNow   int                `json:"rate_now"`
+	// The estimate of the end, of a running campaign alone. Likely is missing while too few are done to say.
+	Earliest *time.Time `json:"earliest_end,omitempty"`
+	Likely   *time.Time `json:"likely_end,omitempty"`
+	Latest   *time.Time `json:"latest_end,omitempty"`
+}
+
+// CampaignWave is how far a wave has come.
+type CampaignWave struct {
+	Wave      int             `json:"wave"`
+	Percent   int             `json:"percent"`
+	Users     int             `json:"users"`
+	Counts    campaign.Counts `json:"counts"`
+	StartedAt *time.Time      `json:"started_at,omitempty"`
+	PassedAt  *time.Time      `json:"passed_at,omitempty"`
+}
+
+// CampaignApproval is what a second admin said.
+type CampaignApproval struct {
+	Approver  string        `json:"approver"`
+	Hash      campaign.Hash `json:"hash"`
+	GivenAt   time.Time     `json:"given_at"`
+	ExpiresAt time.Time     `json:"expires_at"`
+	VoidedAt  *time.Time    `json:"voided_at,omitempty"`
+	VoidCause string        `json:"void_cause,omitempty"`
+}
+
+// CampaignUser is how a user of a campaign stands.
+type CampaignUser struct {
+	UserID     id.UserID          `json:"user_id"`
+	Wave       int                `json:"wave"`
+	State      campaign.UserState `json:"state"`
+	Rotation   string             `json:"rotation,omitempty"`
+	Joined     bool               `json:"joined,omitempty"`
+	Cause      campaign.Cause     `json:"cause,omitempty"`
+	NextAction string             `json:"next_action,omitempty"`
+}
+
+func campaignUserOf(u postgres.CampaignUser) CampaignUser {
+	view := CampaignUser{UserID: u.UserID, Wave: u.Wave, State: u.State, Joined: u.Joined, Cause: u.Cause, NextAction: u.NextAction}
+	if u.Rotation != uuid.Nil {
+		view.Rotation = u.Rotation.String()
+	}
+	return view
+}
+
+func progressOf(p enforce.CampaignProgress) CampaignProgress {
+	v := CampaignProgress{Campaign: campaignOf(p.Campaign), Counts: p.Counts, RateNow: p.RateNow, Progress: []CampaignWave{},
+		Earliest: optional(p.Estimate.Earliest), Likely: optional(p.Estimate.Likely), Latest: optional(p.Estimate.Latest)}
+	for _, w := range p.Waves {
+		v.Progress = append(v.Progress, CampaignWave{w.Wave, w.Percent, w.Users, w.Counts, optional(w.StartedAt), optional(w.PassedAt)})
+	}
+	for _, a := range p.Approvals {
+		v.Approvals = append(v.Approvals, CampaignApproval{a.Approver, a.Hash, a.GivenAt, a.ExpiresAt, optional(a.VoidedAt), a.VoidCause})
+	}
+	return v
+}
+
+// CampaignRequest asks for a campaign; what is left out has the defaults of docs/enforcement.md.
+type CampaignRequest struct {
+	Kind      campaign.Kind     `json:"kind,omitempty"`
+	Who       CampaignWho       `json:"who"`
+	KMS       string            `json:"kms,omitempty"`
+	Path      string            `json:"path,omitempty"`
+	KeyReason rotation.Reason   `json:"key_reason,omitempty"`
+	Exclude   []campaign.Device `json:"exclude,omitempty"`
+	Waves     []int             `json:"waves,omitempty"`
+	CampaignBounds
+	Reason string `json:"reason"`
+	Ticket string `json:"ticket,omitempty"`
+}
+
+// CampaignWho is whom a campaign is for.
+type CampaignWho struct {
+	All    bool        `json:"all,omitempty"`
+	Globs  []string    `json:"globs,omitempty"`
+	Users  []id.UserID `json:"users,omitempty"`
+	Except []string    `json:"except,omitempty"`
+}
+
+// CampaignBounds are how a campaign goes, and what may be changed of it.
+type CampaignBounds struct {
+	PassPercent *int   `json:"pass_percent,omitempty"`
+	MaxWait     *int64 `json:"max_wait_seconds,omitempty"`
+	MaxWaiting  *int   `json:"max_waiting,omitempty"`
+	MaxFailures *int   `json:"max_failures,omitempty"`
+	Rate        *int   `json:"rate,omitempty"`
+	MaxLatency  *int64 `json:"max_latency_ms,omitempty"`
+}
+
+func (b CampaignBounds) change() enforce.CampaignChange {
+	change := enforce.CampaignChange{PassPercent: b.PassPercent, MaxWaiting: b.MaxWaiting, MaxFailures: b.MaxFailures, Rate: b.Rate}
+	if b.MaxWait != nil {
+		wait := seconds(*b.MaxWait)
+		change.MaxWait = &wait
+	}
+	if b.MaxLatency != nil {
+		latency := time.Duration(min(max(*b.MaxLatency, 0), maxGrace)) * time.Millisecond
+		change.MaxLatency = &latency
+	}
+	return change
+}
+
+func (r CampaignRequest) parameters() campaign.Parameters {
+	p := campaign.Parameters{Kind: r.Kind, Who: campaign.Who{All: r.Who.All, Globs: r.Who.Globs, Users: r.Who.Users, Except: r.Who.Except}, KMS: r.KMS, Path: r.Path, KeyReason: r.KeyReason,
+		Exclude: r.Exclude, Waves: r.Waves, Reason: r.Reason, Ticket: r.Ticket}
+	change := r.change()
+	for _, number := range []struct{ to, from *int }{{&p.PassPercent, change.PassPercent}, {&p.MaxWaiting, change.MaxWaiting}, {&p.MaxFailures, change.MaxFailures}, {&p.Rate, change.Rate}} {
+		if number.from != nil {
+			*number.to = *number.from
+		}
+	}
+	if change.MaxWait != nil {
+		p.MaxWait = *change.MaxWait
+	}
+	if change.MaxLatency != nil {
+		p.MaxLatency = *change.MaxLatency
+	}
+	return p
+}
+
+func listCampaigns(c *call) (answer, error) {
+	q := c.query()
+	f := postgres.CampaignFilter{State: word(q, "state", campaign.AwaitingApproval, campaign.Running, campaign.Paused, campaign.Finished, campaign.Stopped, campaign.Aborted)}
+	limit, filters := q.page(&f.After)
+	if err := q.end(); err != nil {
+		return answer{}, err
+	}
+	f.Limit = limit + 1
+	rows, err := c.deps.DB.Campaigns(c.ctx, f)
+	if err != nil {
+		return answer{}, err
+	}
+	page, err := pageOf(rows, limit, filters, campaignOf, func(r postgres.Campaign) any { return r.ID })
+	return ok(page), err
+}
+
+// startCampaign starts a campaign. A caller's idempotency key is good for one campaign as long as that is remembered, and
+// not for a day alone.
+func startCampaign(c *call) (answer, error) {
+	var asked CampaignRequest
+	if err := c.into(&asked); err != nil {
+		return answer{}, err
+	}
+	request := enforce.CampaignRequest{Parameters: asked.parameters()}
+	if key := c.echo.Request().Header.Get(keyHeader); key != "" {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(c.caller.key), c.caller.key, key))
+		request.IdempotencyKey = hex.EncodeToString(sum[:])
+	}
+	started, fresh, err := c.deps.Enforcer.StartCampaign(c.ctx, request, c.caller.actor)
+	if err != nil {
+		return answer{}, err
+	}
+	a := created(campaignOf(started))
+	if !fresh {
+		a = ok(campaignOf(started))
+	}
+	a.header = map[string]string{"Location": Prefix + "/campaigns/" + started.ID.String()}
+	return a, nil
+}
+
+// CampaignPlan is what a campaign would do if it were started now. Users are in the order of their turns. Unmatched globs
+// and users who are not there would have the start refused.
+type CampaignPlan struct {
+	Hash          campaign.Hash `json:"hash"`
+	NeedsApproval bool          `json:"needs_approval"`
+	Users         []PlannedUser `json:"users"`
+	Unmatched     []string      `json:"unmatched,omitempty"`
+	NotThere      []id.UserID   `json:"not_there,omitempty"`
+}
+
+// PlannedUser is what would happen to a user. Wave is 0 for one whom the campaign leaves out as it was asked to.
+type PlannedUser struct {
+	CampaignUser
+	Would   campaign.Begin `json:"would"`
+	Offline bool           `json:"offline,omitempty"`
+}
+
+func planCampaign(c *call) (answer, error) {
+	var asked CampaignRequest
+	if err := c.into(&asked); err != nil {
+		return answer{}, err
+	}
+	plan, err := c.deps.Enforcer.PlanCampaign(c.ctx, asked.parameters())
+	if err != nil {
+		return answer{}, err
+	}
+	view := CampaignPlan{Hash: plan.Hash, NeedsApproval: plan.NeedsApproval, Users: make([]PlannedUser, len(plan.Users)), Unmatched: plan.Unmatched, NotThere: plan.NotThere}
+	for i, u := range plan.Users {
+		view.Users[i] = PlannedUser{campaignUserOf(postgres.CampaignUser{UserID: u.UserID, Wave: u.Wave, Standing: u.Standing, Rotation: u.Rotation}), u.Begin, u.Offline}
+	}
+	return ok(view), nil
+}
+
+func getCampaign(c *call) (answer, error) {
+	key, err := c.key("campaign_id", "campaign")
+	if err != nil {
+		return answer{}, err
+	}
+	progress, err := c.deps.Enforcer.CampaignProgress(c.ctx, key)
+	a := ok(progressOf(progress))
+	a.header = map[string]string{"ETag": `"` + string(progress.Hash) + `"`}
+	return a, err
+}
+
+func listCampaignUsers(c *call) (answer, error) {
+	key, err := c.key("campaign_id", "campaign")
+	if err != nil {
+		return answer{}, err
+	}
+	q := c.query()
+	f := postgres.CampaignUserFilter{Campaign: key, State: word(q, "state", campaign.UserStates()...)}
+	limit, filters := q.page(&f.After)
+	if err := q.end(); err != nil {
+		return answer{}, err
+	}
+	if _, err := c.deps.Enforcer.CampaignProgress(c.ctx, key); err != nil {
+		return answer{}, err // none is not an empty one
+	}
+	f.Limit = limit + 1
+	rows, err := c.deps.DB.CampaignUsers(c.ctx, f)
+	if err != nil {
+		return answer{}, err
+	}
+	page, err := pageOf(rows, limit, filters, campaignUserOf, func(u postgres.CampaignUser) any { return u.UserID })
+	return ok(page), err
+}
+
+// ApproveRequest names what an admin looked at and approves.
+type ApproveRequest struct {
+	Hash campaign.Hash `json:"hash"`
+}
+
+func approveCampaign(c *call) (answer, error) {
+	var asked ApproveRequest
+	return c.campaign(&asked, func(key uuid.UUID) (postgres.Campaign, error) {
+		return c.deps.Enforcer.ApproveCampaign(c.ctx, key, asked.Hash, c.caller.actor)
+	})
+}
+
+func changeCampaign(c *call) (answer, error) {
+	var asked CampaignBounds
+	return c.campaign(&asked, func(key uuid.UUID) (postgres.Campaign, error) {
+		if asked == (CampaignBounds{}) {
+			return postgres.Campaign{}, invalid("say what to change: pass_percent, max_wait_seconds, max_waiting, max_failures, rate or max_latency_ms")
+		}
+		return c.deps.Enforcer.ChangeCampaign(c.ctx, key, asked.change(), c.caller.actor)
+	})
+}
+
+func pauseCampaign(c *call) (answer, error)  { return c.campaignAct(c.deps.Enforcer.PauseCampaign) }
+func resumeCampaign(c *call) (answer, error) { return c.campaignAct(c.deps.Enforcer.ResumeCampaign) }
+
+func (c *call) campaignAct(do func(ctx context.Context, key uuid.UUID, actor audit.Actor) (postgres.Campaign, error)) (answer, error) {
+	var none struct{}
+	return c.campaign(&none, func(key uuid.UUID) (postgres.Campaign, error) { return do(c.ctx, key, c.caller.actor) })
+}
+
+// AbortRequest says whether the rotations are cancelled that the campaign opened.
+type AbortRequest struct {
+	CancelRunning bool `json:"cancel_running,omitempty"`
+}
+
+func abortCampaign(c *call) (answer, error) {
+	var asked AbortRequest
+	return c.campaign(&asked, func(key uuid.UUID) (postgres.Campaign, error) {
+		return c.deps.Enforcer.AbortCampaign(c.ctx, key, asked.CancelRunning, c.caller.actor)
+	})
+}
+
+// campaign does something to the campaign in the path, with what the body asks.
+func (c *call) campaign(asked any, do func(key uuid.UUID) (postgres.Campaign, error)) (answer, error) {
+	key, err := c.key("campaign_id", "campaign")
+	if err != nil {
+		return answer{}, err
+	}
+	if err := c.into(asked); err != nil {
+		return answer{}, err
+	}
+	after, err := do(key)
+	return ok(campaignOf(after)), err
+}
+
+// watchCampaign streams how far a campaign has come (event `progress`) whenever something moved, until it has ended.
+func watchCampaign(c *call) *Problem {
+	key, err := c.key("campaign_id", "campaign")
+	if err != nil {
+		return c.problemOf(err)
+	}
+	if _, err := c.deps.Enforcer.CampaignProgress(c.ctx, key); err != nil {
+		return c.problemOf(err)
+	}
+	seen := ""
+	return c.follow(func(to streamed) (bool, error) {
+		progress, err := c.deps.Enforcer.CampaignProgress(c.ctx, key)
+		if err != nil {
+			return false, err
+		}
+		view := progressOf(progress)
+		moved, err := json.Marshal([]any{view.Campaign, view.Counts, view.Progress, view.Approvals})
+		if err != nil {
+			return false, fmt.Errorf("streaming: %w", err)
+		}
+		// The estimate goes on by itself: it is no news.
+		if string(moved) == seen {
+			return view.State.Ended(), nil
+		}
+		seen = string(moved)
+		return view.State.Ended(), to.event("progress", "", view)
+	})
+}

@@ -1,0 +1,163 @@
+package api_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/enforce"
+)
+
+const csv = "user_id,exempt_reason,exempt_until\n@alice:example.org,,\n@bob:example.org,parental leave,2099-12-31\n"
+
+func TestARosterIsReplacedWholeOrNotAtAll(t *testing.T) {
+	s := newServer(t)
+	put := func(body string, headers ...string) answer {
+		return s.as("admin", http.MethodPut, "/roster", body, append([]string{"Content-Type", "text/csv"}, headers...)...)
+	}
+	if change := into[enforce.RosterChange](t, put(csv), http.StatusOK); change.Added != 2 || change.Exempted != 1 {
+		t.Errorf("it changed %+v", change)
+	}
+	wrong := put("user_id\n@alice:example.org\nbob\n")
+	if p := wrong.problem(t); wrong.status != http.StatusUnprocessableEntity || !strings.Contains(p.Detail, "line 3") || !strings.Contains(p.Detail, "nothing was applied") {
+		t.Errorf("a bad line is answered with %d: %s", wrong.status, wrong.body)
+	}
+	whole := s.as("auditor", http.MethodGet, "/roster", nil, "Accept", "text/csv")
+	if string(whole.body) != strings.Replace(csv, "2099-12-31", "2100-01-01T00:00:00Z", 1) || whole.header.Get("ETag") == "" {
+		t.Errorf("the roster reads %s, %s", whole.body, whole.header.Get("ETag"))
+	}
+	tag := whole.header.Get("ETag")
+	into[struct{}](t, s.as("admin", http.MethodPut, "/roster/@carol:example.org", nil), http.StatusNoContent)
+	if got := put(csv, "If-Match", tag); got.status != http.StatusPreconditionFailed {
+		t.Errorf("a roster that was changed meanwhile is replaced: %d", got.status)
+	}
+	fresh := s.as("auditor", http.MethodGet, "/roster", nil, "Accept", "text/csv").header.Get("ETag")
+	if change := into[enforce.RosterChange](t, put(csv, "If-Match", fresh, "Idempotency-Key", "r1"), http.StatusOK); change.Left != 1 {
+		t.Errorf("it changed %+v", change)
+	}
+	// Everybody would leave: that is refused, told, and leaves the roster.
+	fresh = s.as("auditor", http.MethodGet, "/roster", nil, "Accept", "text/csv").header.Get("ETag")
+	if got := put("user_id\n", "If-Match", fresh); got.status != http.StatusConflict || got.problem(t).Refusal != "too_many_would_leave" {
+		t.Errorf("an empty roster is answered with %d: %s", got.status, got.body)
+	}
+	if lines := s.log("roster.applied", "refused"); len(lines) != 1 {
+		t.Errorf("the log has %v", lines)
+	}
+	if got := s.as("admin", http.MethodPut, "/roster?allow_removals=2", "user_id\n", "Content-Type", "text/csv"); got.status != http.StatusOK {
+		t.Errorf("with the number it is answered with %d: %s", got.status, got.body)
+	}
+	var many strings.Builder
+	for i := range 3000 {
+		fmt.Fprintf(&many, `{"user_id":"@user%d:example.org"},`, i)
+	}
+	if change := into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", `{"entries":[`+strings.TrimSuffix(many.String(), ",")+`]}`), http.StatusOK); change.Added != 3000 {
+		t.Errorf("it changed %+v", change)
+	}
+	if all := walk[api.RosterUser](t, s, "operator", "/roster", 1000, nil); len(all) != 3000 {
+		t.Errorf("the roster has %d", len(all))
+	}
+}
+
+func TestComplianceIsToldWithBothNumbersAndByUser(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", csv, "Content-Type", "text/csv"), http.StatusOK)
+	got := into[api.Compliance](t, s.as("auditor", http.MethodGet, "/compliance?users=true", nil), http.StatusOK)
+	if got.Current != 0 || got.Of != 1 || got.Roster != 2 || len(got.Users) != 2 || got.States["exempt"] != 1 {
+		t.Errorf("it is %+v", got)
+	}
+	if of := into[api.Compliance](t, s.as("auditor", http.MethodGet, "/compliance?at=0s", nil), http.StatusOK); of.Roster != 2 {
+		t.Errorf("by the log it is %+v", of)
+	}
+	one := into[api.Page[map[string]any]](t, s.as("helpdesk", http.MethodGet, "/compliance/users?user_id=@alice:example.org", nil), http.StatusOK)
+	if len(one.Items) != 1 || one.Items[0]["state"] != "not_covered" || one.Items[0]["next_action"] == "" {
+		t.Errorf("alice is %+v", one)
+	}
+	if none := walk[map[string]any](t, s, "operator", "/compliance/users?state=current", 10, nil); len(none) != 0 {
+		t.Errorf("current are %v", none)
+	}
+	into[api.RosterExemption](t, s.as("admin", http.MethodPut, "/roster/@alice:example.org/exemption", `{"reason":"leave","until":"2099-01-01"}`), http.StatusOK)
+	into[struct{}](t, s.as("admin", http.MethodDelete, "/roster/@alice:example.org/exemption", nil), http.StatusNoContent)
+	if got := s.as("admin", http.MethodDelete, "/roster/@nobody:example.org", nil); got.status < 400 {
+		t.Errorf("who is not on it leaves: %d", got.status)
+	}
+}
+
+const campaignOfAll = `{"who":{"all":true},"kms":"corporate","path":"keyherald/{user}","reason":"yearly rotation","rate":60}`
+
+func TestACampaignIsPlannedStartedApprovedByAnotherAndAborted(t *testing.T) {
+	s := newServer(t)
+	var people strings.Builder
+	people.WriteString("user_id\n")
+	for i := range 30 {
+		fmt.Fprintf(&people, "@user%02d:example.org\n", i)
+	}
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", people.String(), "Content-Type", "text/csv"), http.StatusOK)
+	plan := into[api.CampaignPlan](t, s.as("operator", http.MethodPost, "/campaigns/plan", campaignOfAll), http.StatusOK)
+	if len(plan.Users) != 30 || !plan.NeedsApproval || plan.Users[0].Cause != "not_enrolled" {
+		t.Errorf("the plan is %+v", plan)
+	}
+	if lines := s.log("campaign.started", "accepted"); len(lines) != 0 {
+		t.Error("a plan started something")
+	}
+	first := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", campaignOfAll, "Idempotency-Key", "c1"), http.StatusCreated)
+	again := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", campaignOfAll, "Idempotency-Key", "c1"), http.StatusCreated)
+	if first.ID != again.ID || first.State != "awaiting_approval" || first.Hash != plan.Hash || first.StartedBy != "admin:token:admin" {
+		t.Errorf("it is %+v", first)
+	}
+	if lines := s.log("campaign.started", "accepted"); len(lines) != 1 {
+		t.Errorf("%d campaigns were started", len(lines))
+	}
+	path := "/campaigns/" + first.ID.String()
+	approve := fmt.Sprintf(`{"hash":%q}`, first.Hash)
+	if own := s.as("admin", http.MethodPost, path+"/approve", approve); own.status < 400 || own.problem(t).Refusal != "by_who_asked_for_it" {
+		t.Errorf("who started it approves it: %d %s", own.status, own.body)
+	}
+	second := "Bearer " + s.token("second", "admin")
+	if other := s.with(second, http.MethodPost, path+"/approve", `{"hash":"x"}`); other.status < 400 {
+		t.Errorf("another hash is approved: %d", other.status)
+	}
+	if approved := into[api.Campaign](t, s.with(second, http.MethodPost, path+"/approve", approve), http.StatusOK); approved.State != "running" {
+		t.Errorf("approved it is %+v", approved)
+	}
+	into[api.Campaign](t, s.as("operator", http.MethodPost, path+"/pause", nil), http.StatusOK)
+	if changed := into[api.Campaign](t, s.as("admin", http.MethodPatch, path, `{"rate":30,"max_wait_seconds":60}`), http.StatusOK); changed.Rate != 30 || changed.MaxWait != "1m0s" || changed.State != "awaiting_approval" {
+		t.Errorf("changed it is %+v", changed)
+	}
+	events := s.watchPath(path+"/events", "operator", "")
+	if e, _ := next(t, events); e.event != "progress" || !strings.Contains(e.data, `"awaiting_approval"`) {
+		t.Errorf("the stream begins with %v", e)
+	}
+	into[api.Campaign](t, s.as("operator", http.MethodPost, path+"/abort", `{"cancel_running":true}`), http.StatusOK)
+	if e, _ := next(t, events); e.event != "progress" || !strings.Contains(e.data, `"aborted"`) {
+		t.Errorf("it goes on with %v", e)
+	}
+	if e, _ := next(t, events); e.event != "end" {
+		t.Errorf("it ends with %v", e)
+	}
+	progress := into[api.CampaignProgress](t, s.as("auditor", http.MethodGet, path, nil), http.StatusOK)
+	if progress.Counts.NotStarted != 30 || len(progress.Approvals) != 1 || progress.Approvals[0].VoidedAt == nil {
+		t.Errorf("in the end it is %+v", progress)
+	}
+	if users := walk[api.CampaignUser](t, s, "auditor", path+"/users?state=not_started", 7, nil); len(users) != 30 {
+		t.Errorf("%d had not begun", len(users))
+	}
+	if list := walk[api.Campaign](t, s, "auditor", "/campaigns?state=aborted", 7, nil); len(list) != 1 {
+		t.Errorf("there are %v", list)
+	}
+}
+
+func TestCodesOfManyAreShownOnce(t *testing.T) {
+	s := newServer(t)
+	got := into[api.Page[api.UserCode]](t, s.as("admin", http.MethodPost, "/codes", `{"user_ids":["@alice:example.org","@bob:example.org"]}`, "Idempotency-Key", "k"), http.StatusCreated)
+	if len(got.Items) != 2 || got.Items[0].Code == got.Items[1].Code {
+		t.Error("there are not two codes")
+	}
+	if again := s.as("admin", http.MethodPost, "/codes", `{"user_ids":["@alice:example.org","@bob:example.org"]}`, "Idempotency-Key", "k"); again.problem(t).Code != api.CodeAnsweredBefore {
+		t.Errorf("again: %d", again.status)
+	}
+	if got := s.as("admin", http.MethodPost, "/codes", `{"user_ids":[]}`); got.status != http.StatusUnprocessableEntity {
+		t.Errorf("for nobody: %d", got.status)
+	}
+}
