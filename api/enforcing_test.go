@@ -161,3 +161,39 @@ func TestCodesOfManyAreShownOnce(t *testing.T) {
 		t.Errorf("for nobody: %d", got.status)
 	}
 }
+
+func TestAPolicyIsCheckedAppliedAndExplained(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", csv, "Content-Type", "text/csv"), http.StatusOK)
+	const rule = `{"rules":[{"name":"staff","who":{"all":true},"max_age":"30d"}]}`
+	if got := s.as("auditor", http.MethodGet, "/policies/current", nil); got.status != http.StatusNotFound {
+		t.Errorf("without one it is answered with %d", got.status)
+	}
+	wrong := `{"document":{"rules":[{"name":"staff","who":{"all":true},"max_age":"3h","windows":[{"days":["mon"],"hours":"01:00-02:00"}]}]},"reason":"x"}`
+	if got := s.as("admin", http.MethodPut, "/policies/current", wrong); got.status != http.StatusUnprocessableEntity || !strings.Contains(got.problem(t).Detail, "rules[0]") {
+		t.Errorf("one that contradicts itself gets %d: %s", got.status, got.body)
+	}
+	nobody := `{"document":{"rules":[{"name":"staff","who":{"users":["@nobody:example.org"]},"max_age":"30d"}]}}`
+	if got := into[api.Page[api.Finding]](t, s.as("operator", http.MethodPost, "/policies/check", nobody), http.StatusOK); len(got.Items) == 0 {
+		t.Error("a rule that reaches nobody has no warning")
+	}
+	first := s.as("admin", http.MethodPut, "/policies/current", `{"document":`+rule+`,"reason":"yearly"}`, "Idempotency-Key", "p1")
+	if applied := into[api.PolicyApplied](t, first, http.StatusOK); applied.Version != 1 || applied.CreatedBy != "admin:token:admin" || first.header.Get("ETag") != `"1"` {
+		t.Errorf("it is %+v", applied)
+	}
+	stricter := `{"document":` + strings.Replace(rule, "30d", "20d", 1) + `,"reason":"stricter"}`
+	into[api.PolicyApplied](t, s.as("admin", http.MethodPut, "/policies/current", stricter, "If-Match", `"1"`), http.StatusOK)
+	if got := s.as("admin", http.MethodPut, "/policies/current", stricter, "If-Match", `"1"`); got.status < 400 {
+		t.Errorf("an older version is replaced: %d", got.status)
+	}
+	if now := into[api.Policy](t, s.as("auditor", http.MethodGet, "/policies/current", nil), http.StatusOK); now.Version != 2 || !strings.Contains(string(now.Document), "20d") {
+		t.Errorf("now it is %+v", now)
+	}
+	if all := walk[api.Policy](t, s, "auditor", "/policies", 1, nil); len(all) != 2 || all[0].Version != 2 {
+		t.Errorf("there are %+v", all)
+	}
+	x := into[api.Explanation](t, s.as("helpdesk", http.MethodGet, "/users/@alice:example.org/policy", nil), http.StatusOK)
+	if x.Version != 2 || x.Rule == nil || x.Rule.MaxAge != "20d" || x.Then == "" {
+		t.Errorf("alice's is %+v", x)
+	}
+}

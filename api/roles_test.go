@@ -38,6 +38,8 @@ var bodies = map[string]string{
 	"exemptUser":       `{"reason":"parental leave","until":"2099-12-31"}`,
 	"startCampaign":    `{"who":{"all":true},"reason":"yearly"}`,
 	"planCampaign":     `{"who":{"all":true},"reason":"yearly"}`,
+	"putPolicy":        `{"document":{"rules":[{"name":"staff","who":{"all":true},"max_age":"30d"}]},"reason":"yearly"}`,
+	"checkPolicy":      `{"document":{"rules":[]}}`,
 	"changeCampaign":   `{"rate":10}`,
 	"createCodes":      `{"user_ids":["@alice:example.org"]}`,
 	"createGrant":      `{"users":"@*:example.org","proof":"x","max":1}`,

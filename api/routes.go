@@ -77,6 +77,12 @@ func Routes() []Route {
 		{Method: http.MethodGet, Path: "/compliance", Operation: "getCompliance", Roles: overview, do: getCompliance},
 		{Method: http.MethodGet, Path: "/compliance/users", Operation: "listStandings", Roles: everybody, OneUser: true, do: listStandings},
 
+		{Method: http.MethodGet, Path: "/policies", Operation: "listPolicies", Roles: overview, do: listPolicies},
+		{Method: http.MethodGet, Path: "/policies/current", Operation: "getPolicy", Roles: overview, do: getPolicy},
+		{Method: http.MethodPut, Path: "/policies/current", Operation: "putPolicy", Roles: admins, MaxBody: maxCampaign, do: putPolicy},
+		{Method: http.MethodPost, Path: "/policies/check", Operation: "checkPolicy", Roles: operators, MaxBody: maxCampaign, Pure: true, do: checkPolicy},
+		{Method: http.MethodGet, Path: "/users/:user_id/policy", Operation: "explainPolicy", Roles: everybody, do: explainPolicy},
+
 		{Method: http.MethodGet, Path: "/campaigns", Operation: "listCampaigns", Roles: overview, do: listCampaigns},
 		{Method: http.MethodPost, Path: "/campaigns", Operation: "startCampaign", Roles: admins, MaxBody: maxCampaign, do: startCampaign},
 		{Method: http.MethodPost, Path: "/campaigns/plan", Operation: "planCampaign", Roles: operators, MaxBody: maxCampaign, Pure: true, do: planCampaign},

@@ -40,12 +40,13 @@ func check(t *testing.T, err error) {
 // room is a log with a configuration on it, whose sink is a directory.
 type room struct {
 	*sealedlog.Log
-	dir string
+	dir     string
+	address string // of its API, once a test has asked for that
 }
 
 func newRoom(t *testing.T) *room {
 	t.Helper()
-	r := &room{sealedlog.New(t, cluster), t.TempDir()}
+	r := &room{Log: sealedlog.New(t, cluster), dir: t.TempDir()}
 	check(t, os.Mkdir(r.path("kms"), 0o700))
 	r.write(t, "writer.url", r.Database.WriterURL)
 	r.write(t, "owner.url", r.Database.OwnerURL)

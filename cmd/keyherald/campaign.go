@@ -1,11 +1,10 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -15,24 +14,23 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/campaign"
-	"github.com/keyherald/keyherald/enforce"
-	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
 
-func campaignCommand(load func() (config, error)) *cobra.Command {
+func campaignCommand(r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "campaign", Short: "Campaigns: rotate a company's keys in waves, at a rate, with a second admin's approval"}
-	cmd.AddCommand(campaignStart(load), campaignApprove(load), campaignWatch(load), campaignChange(load), campaignAbort(load), campaignList(load), campaignShow(load),
-		campaignAct(load, "pause", "Begin nobody more until it is resumed; who has begun goes on", (*enforce.Enforcer).PauseCampaign),
-		campaignAct(load, "resume", "Let a paused campaign go on", (*enforce.Enforcer).ResumeCampaign))
+	cmd.AddCommand(campaignStart(r), campaignApprove(r), campaignWatch(r), campaignChange(r), campaignAbort(r), campaignList(r), campaignShow(r),
+		campaignAct(r, "pause", "Begin nobody more until it is resumed; who has begun goes on"),
+		campaignAct(r, "resume", "Let a paused campaign go on"))
 	return cmd
 }
 
 // campaignFlags are what a campaign is asked to be.
 type campaignFlags struct {
-	parameters    campaign.Parameters
+	request       api.CampaignRequest
+	bounds        boundFlags
 	users         []string
 	from          string
 	exclude       []string
@@ -42,8 +40,36 @@ type campaignFlags struct {
 	dryRun, wants bool
 }
 
+// boundFlags are how a campaign goes.
+type boundFlags struct {
+	pass, maxWaiting, maxFailures, rate int
+	maxWait, maxLatency                 time.Duration
+}
+
+func (b *boundFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.IntVar(&b.pass, "pass", 0, "how many percent of a wave must be done for it to pass (default 95)")
+	flags.DurationVar(&b.maxWait, "max-wait", 0, "how long a wave is waited for (default 24h)")
+	flags.IntVar(&b.maxWaiting, "max-waiting", 0, "how many percent of a wave may still be waited for then (default 20)")
+	flags.IntVar(&b.maxFailures, "max-failures", 0, "above how many percent of failures it stops (default 10)")
+	flags.IntVar(&b.rate, "rate", 0, "how many users begin in a minute at most (default 120)")
+	flags.DurationVar(&b.maxLatency, "max-latency", 0, "how long the homeserver may take for a message before fewer begin (default 1s)")
+}
+
+// read takes what was said alone.
+func (b *boundFlags) read(cmd *cobra.Command) (bounds api.CampaignBounds) {
+	wait, latency := int64(b.maxWait/time.Second), b.maxLatency.Milliseconds()
+	for name, set := range map[string]func(){"pass": func() { bounds.PassPercent = &b.pass }, "max-waiting": func() { bounds.MaxWaiting = &b.maxWaiting }, "max-failures": func() { bounds.MaxFailures = &b.maxFailures },
+		"rate": func() { bounds.Rate = &b.rate }, "max-wait": func() { bounds.MaxWait = &wait }, "max-latency": func() { bounds.MaxLatency = &latency }} {
+		if cmd.Flags().Changed(name) {
+			set()
+		}
+	}
+	return bounds
+}
+
 func (f *campaignFlags) add(cmd *cobra.Command) {
-	p := &f.parameters
+	p := &f.request
 	flags := cmd.Flags()
 	flags.BoolVar(&p.Who.All, "all", false, "everybody on the roster; with --release, everybody who is held")
 	flags.StringArrayVar(&p.Who.Globs, "users", nil, "a glob over user ids, such as '@*:example.org'; may be repeated")
@@ -56,12 +82,7 @@ func (f *campaignFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.compromise, "compromise", false, "the keys may be known to others: the devices are told, and an unsigned log holds nobody")
 	flags.StringArrayVar(&f.exclude, "exclude-device", nil, "a device (@alice:example.org/DEVICE) that gets no key from now on; may be repeated")
 	flags.IntSliceVar(&p.Waves, "waves", nil, "percents of the users that have begun once each wave has (default 1,10,100)")
-	flags.IntVar(&p.PassPercent, "pass", 0, "how many percent of a wave must be done for it to pass (default 95)")
-	flags.DurationVar(&p.MaxWait, "max-wait", 0, "how long a wave is waited for (default 24h)")
-	flags.IntVar(&p.MaxWaiting, "max-waiting", 0, "how many percent of a wave may still be waited for then (default 20)")
-	flags.IntVar(&p.MaxFailures, "max-failures", 0, "above how many percent of failures it stops (default 10)")
-	flags.IntVar(&p.Rate, "rate", 0, "how many users begin in a minute at most (default 120)")
-	flags.DurationVar(&p.MaxLatency, "max-latency", 0, "how long the homeserver may take for a message before fewer begin (default 1s)")
+	f.bounds.add(cmd)
 	flags.StringVar(&p.Reason, "reason", "", "why, for the audit log")
 	flags.StringVar(&p.Ticket, "ticket", "", "the ticket, for the audit log")
 	flags.StringVar(&f.idempotency, "idempotency-key", "", "makes a repeated start the same campaign")
@@ -71,8 +92,9 @@ func (f *campaignFlags) add(cmd *cobra.Command) {
 }
 
 // read completes the parameters.
-func (f *campaignFlags) read() error {
-	p := &f.parameters
+func (f *campaignFlags) read(cmd *cobra.Command) error {
+	p := &f.request
+	p.CampaignBounds = f.bounds.read(cmd)
 	if f.release {
 		p.Kind = campaign.Release
 	}
@@ -110,141 +132,130 @@ func (f *campaignFlags) read() error {
 	return nil
 }
 
-func campaignStart(load func() (config, error)) *cobra.Command {
+func campaignStart(r *remote) *cobra.Command {
 	var f campaignFlags
 	cmd := &cobra.Command{Use: "start", Short: "Start a campaign, or with --dry-run say what it would do", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		if err := f.read(); err != nil {
+		if err := f.read(cmd); err != nil {
 			return err
 		}
-		return withEnforcer(cmd.Context(), load, func(_ config, _ *postgres.DB, enforcer *enforce.Enforcer) error {
-			if f.dryRun {
-				plan, err := enforcer.PlanCampaign(cmd.Context(), f.parameters)
-				if err != nil {
-					return err
-				}
-				return printPlan(cmd.OutOrStdout(), plan, f.wants)
-			}
-			c, started, err := enforcer.StartCampaign(cmd.Context(), enforce.CampaignRequest{Parameters: f.parameters, IdempotencyKey: f.idempotency}, localActor())
-			if err != nil {
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		if f.dryRun {
+			var plan api.CampaignPlan
+			if err := c.do(cmd.Context(), http.MethodPost, "/campaigns/plan", f.request, &plan); err != nil {
 				return err
 			}
-			if f.wants {
-				return printJSON(cmd.OutOrStdout(), campaignViewOf(c))
-			}
-			if !started {
-				_, _ = fmt.Fprintln(cmd.OutOrStdout(), "This campaign was started before, with the same idempotency key:")
-			}
-			return printCampaign(cmd.OutOrStdout(), c)
-		})
+			return printPlan(cmd.OutOrStdout(), plan, f.wants)
+		}
+		key := f.idempotency
+		if key == "" {
+			key = uuid.NewString()
+		}
+		var started api.Campaign
+		if err := c.doOnce(cmd.Context(), key, http.MethodPost, "/campaigns", f.request, &started); err != nil {
+			return err
+		}
+		if f.wants {
+			return printJSON(cmd.OutOrStdout(), started)
+		}
+		if c.replayed && f.idempotency != "" {
+			_, _ = fmt.Fprintln(cmd.OutOrStdout(), "This campaign was started before, with the same idempotency key:")
+		}
+		return printCampaign(cmd.OutOrStdout(), started)
 	}}
 	f.add(cmd)
 	return cmd
 }
 
-func campaignApprove(load func() (config, error)) *cobra.Command {
+func campaignApprove(r *remote) *cobra.Command {
 	var hash string
 	cmd := &cobra.Command{Use: "approve CAMPAIGN", Short: "Approve a campaign of somebody else's, for the users and parameters that its hash stands for", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return onCampaign(cmd, load, args[0], func(enforcer *enforce.Enforcer, key uuid.UUID) (postgres.Campaign, error) {
-			return enforcer.ApproveCampaign(cmd.Context(), key, campaign.Hash(hash), localActor())
-		})
+		return onCampaign(cmd, r, args[0], http.MethodPost, "/approve", api.ApproveRequest{Hash: campaign.Hash(hash)})
 	}}
 	cmd.Flags().StringVar(&hash, "hash", "", "the hash of what you looked at, as `keyherald campaign show` prints it")
 	_ = cmd.MarkFlagRequired("hash")
 	return cmd
 }
 
-func campaignAct(load func() (config, error), name, short string, do func(*enforce.Enforcer, context.Context, uuid.UUID, audit.Actor) (postgres.Campaign, error)) *cobra.Command {
+func campaignAct(r *remote, name, short string) *cobra.Command {
 	return &cobra.Command{Use: name + " CAMPAIGN", Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return onCampaign(cmd, load, args[0], func(enforcer *enforce.Enforcer, key uuid.UUID) (postgres.Campaign, error) {
-			return do(enforcer, cmd.Context(), key, localActor())
-		})
+		return onCampaign(cmd, r, args[0], http.MethodPost, "/"+name, nil)
 	}}
 }
 
-func campaignAbort(load func() (config, error)) *cobra.Command {
+func campaignAbort(r *remote) *cobra.Command {
 	var cancelRunning bool
 	cmd := &cobra.Command{Use: "abort CAMPAIGN", Short: "End a campaign: who has not begun stays as he is, and the others go on until they are done", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return onCampaign(cmd, load, args[0], func(enforcer *enforce.Enforcer, key uuid.UUID) (postgres.Campaign, error) {
-			return enforcer.AbortCampaign(cmd.Context(), key, cancelRunning, localActor())
-		})
+		return onCampaign(cmd, r, args[0], http.MethodPost, "/abort", api.AbortRequest{CancelRunning: cancelRunning})
 	}}
 	cmd.Flags().BoolVar(&cancelRunning, "cancel-running", false, "cancel the rotations that it opened and that have not ended; what a device has done stays done")
 	return cmd
 }
 
-func campaignChange(load func() (config, error)) *cobra.Command {
-	var pass, maxWaiting, maxFailures, rate int
-	var maxWait, maxLatency time.Duration
+func campaignChange(r *remote) *cobra.Command {
+	var flags boundFlags
 	cmd := &cobra.Command{Use: "change CAMPAIGN", Short: "Change how a campaign goes that waits for approval or is paused; what was approved is void", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		var change enforce.CampaignChange
-		for name, set := range map[string]func(){"pass": func() { change.PassPercent = &pass }, "max-waiting": func() { change.MaxWaiting = &maxWaiting }, "max-failures": func() { change.MaxFailures = &maxFailures },
-			"rate": func() { change.Rate = &rate }, "max-wait": func() { change.MaxWait = &maxWait }, "max-latency": func() { change.MaxLatency = &maxLatency }} {
-			if cmd.Flags().Changed(name) {
-				set()
-			}
-		}
-		if change == (enforce.CampaignChange{}) {
+		change := flags.read(cmd)
+		if change == (api.CampaignBounds{}) {
 			return errors.New("say what to change: --rate, --pass, --max-wait, --max-waiting, --max-failures or --max-latency")
 		}
-		return onCampaign(cmd, load, args[0], func(enforcer *enforce.Enforcer, key uuid.UUID) (postgres.Campaign, error) {
-			return enforcer.ChangeCampaign(cmd.Context(), key, change, localActor())
-		})
+		return onCampaign(cmd, r, args[0], http.MethodPatch, "", change)
 	}}
-	cmd.Flags().IntVar(&rate, "rate", 0, "how many users begin in a minute at most")
-	cmd.Flags().IntVar(&pass, "pass", 0, "how many percent of a wave must be done for it to pass")
-	cmd.Flags().DurationVar(&maxWait, "max-wait", 0, "how long a wave is waited for")
-	cmd.Flags().IntVar(&maxWaiting, "max-waiting", 0, "how many percent of a wave may still be waited for then")
-	cmd.Flags().IntVar(&maxFailures, "max-failures", 0, "above how many percent of failures it stops")
-	cmd.Flags().DurationVar(&maxLatency, "max-latency", 0, "how long the homeserver may take for a message before fewer begin")
+	flags.add(cmd)
 	return cmd
 }
 
-func onCampaign(cmd *cobra.Command, load func() (config, error), name string, do func(*enforce.Enforcer, uuid.UUID) (postgres.Campaign, error)) error {
+// onCampaign does something to a campaign and prints what it is then.
+func onCampaign(cmd *cobra.Command, r *remote, name, method, what string, in any) error {
 	key, err := campaignID(name)
 	if err != nil {
 		return err
 	}
-	return withEnforcer(cmd.Context(), load, func(_ config, _ *postgres.DB, enforcer *enforce.Enforcer) error {
-		c, err := do(enforcer, key)
-		if err != nil {
-			return err
-		}
-		return printCampaign(cmd.OutOrStdout(), c)
-	})
+	c, err := r.connect()
+	if err != nil {
+		return err
+	}
+	var after api.Campaign
+	if err := c.do(cmd.Context(), method, "/campaigns/"+key.String()+what, in, &after); err != nil {
+		return err
+	}
+	return printCampaign(cmd.OutOrStdout(), after)
 }
 
-func campaignList(load func() (config, error)) *cobra.Command {
+func campaignList(r *remote) *cobra.Command {
 	var state string
 	var asJSON bool
 	cmd := &cobra.Command{Use: "list", Short: "List campaigns, newest first", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEnforcer(cmd.Context(), load, func(_ config, db *postgres.DB, _ *enforce.Enforcer) error {
-			campaigns, err := db.Campaigns(cmd.Context(), postgres.CampaignFilter{State: campaign.State(state), Limit: 1000})
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				for _, c := range campaigns {
-					if err := encoder.Encode(campaignViewOf(c)); err != nil {
-						return fmt.Errorf("printing: %w", err)
-					}
-				}
-				return nil
-			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			_, _ = fmt.Fprintln(table, "CAMPAIGN\tKIND\tUSERS\tSTATE\tWAVE\tSTARTED BY\tAT\tREASON")
-			for _, c := range campaigns {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d of %d\t%s\t%s\t%s\n", c.ID, c.Parameters.Kind, c.Users, c.State, c.Wave, len(c.Parameters.Waves), c.StartedBy, when(c.CreatedAt), c.Parameters.Reason)
-			}
-			return table.Flush()
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		filters := url.Values{}
+		if state != "" {
+			filters.Set("state", state)
+		}
+		campaigns, err := all[api.Campaign](cmd.Context(), c, "/campaigns", filters)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printLines(cmd.OutOrStdout(), campaigns)
+		}
+		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		_, _ = fmt.Fprintln(table, "CAMPAIGN\tKIND\tUSERS\tSTATE\tWAVE\tSTARTED BY\tAT\tREASON")
+		for _, c := range campaigns {
+			_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d of %d\t%s\t%s\t%s\n", c.ID, c.Kind, c.Users, c.State, c.Wave, len(c.Waves), c.StartedBy, when(c.CreatedAt), c.Reason)
+		}
+		return table.Flush()
 	}}
 	cmd.Flags().StringVar(&state, "state", "", "only those in this state")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON Lines")
 	return cmd
 }
 
-func campaignShow(load func() (config, error)) *cobra.Command {
+func campaignShow(r *remote) *cobra.Command {
 	var asJSON bool
 	var state string
 	cmd := &cobra.Command{Use: "show CAMPAIGN", Short: "Show a campaign: who is done, who is stuck, and what to do about it", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
@@ -252,48 +263,34 @@ func campaignShow(load func() (config, error)) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return withEnforcer(cmd.Context(), load, func(_ config, db *postgres.DB, enforcer *enforce.Enforcer) error {
-			progress, err := enforcer.CampaignProgress(cmd.Context(), key)
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		var progress api.CampaignProgress
+		if err := c.do(cmd.Context(), http.MethodGet, "/campaigns/"+key.String(), nil, &progress); err != nil {
+			return err
+		}
+		states := []campaign.UserState{campaign.NeedsAttention, campaign.Failed}
+		if state != "" {
+			states = []campaign.UserState{campaign.UserState(state)}
+		}
+		var users []api.CampaignUser
+		for _, state := range states {
+			those, err := all[api.CampaignUser](cmd.Context(), c, "/campaigns/"+key.String()+"/users", url.Values{"state": {string(state)}})
 			if err != nil {
 				return err
 			}
-			states := []campaign.UserState{campaign.NeedsAttention, campaign.Failed}
-			if state != "" {
-				states = []campaign.UserState{campaign.UserState(state)}
-			}
-			users, err := campaignUsers(cmd.Context(), db, key, states)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), progressViewOf(progress, users))
-			}
-			return printProgress(cmd.OutOrStdout(), progress, users)
-		})
+			users = append(users, those...)
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), progressView{progress, users})
+		}
+		return printProgress(cmd.OutOrStdout(), progress, users)
 	}}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().StringVar(&state, "users", "", "the users in this state, in place of those who need somebody")
 	return cmd
-}
-
-// campaignUsers are all users in these states.
-func campaignUsers(ctx context.Context, db *postgres.DB, key uuid.UUID, states []campaign.UserState) ([]postgres.CampaignUser, error) {
-	const page = 1000
-	var all []postgres.CampaignUser
-	for _, state := range states {
-		for after := id.UserID(""); ; {
-			users, err := db.CampaignUsers(ctx, postgres.CampaignUserFilter{Campaign: key, State: state, After: after, Limit: page})
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, users...)
-			if len(users) < page {
-				break
-			}
-			after = users[len(users)-1].UserID
-		}
-	}
-	return all, nil
 }
 
 func campaignID(text string) (uuid.UUID, error) {
@@ -302,10 +299,4 @@ func campaignID(text string) (uuid.UUID, error) {
 		return key, fmt.Errorf("%q is no campaign's id: `keyherald campaign list` shows them", text)
 	}
 	return key, nil
-}
-
-func printJSON(out io.Writer, value any) error {
-	encoder := json.NewEncoder(out)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(value)
 }

@@ -6,61 +6,46 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/audit/export"
-	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/period"
-	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/roster"
 )
 
-// complianceView is the compliance of a moment as `--json` prints it; Users are all of the roster.
-type complianceView struct {
-	At      time.Time            `json:"at"`
-	Current int                  `json:"current"`
-	Of      int                  `json:"of"`
-	Roster  int                  `json:"roster"`
-	States  map[roster.State]int `json:"states"`
-	Users   []roster.Standing    `json:"users"`
-}
-
-func complianceCommand(load func() (config, error)) *cobra.Command {
+func complianceCommand(r *remote) *cobra.Command {
 	var at string
 	var asJSON, asCSV bool
 	cmd := &cobra.Command{Use: "compliance", Short: "How many of the roster are current, who is not, why, and what to do about it", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		moment := time.Now()
+		filters := url.Values{"users": {"true"}}
 		if at != "" {
-			var err error
-			if moment, err = period.Instant(at, moment, true); err != nil {
+			if _, err := period.Instant(at, time.Now(), true); err != nil {
 				return fmt.Errorf("--at: %w", err)
 			}
+			filters.Set("at", at)
 		}
-		return withEnforcer(cmd.Context(), load, func(c config, _ *postgres.DB, enforcer *enforce.Enforcer) error {
-			var counts roster.Compliance
-			var standings []roster.Standing
-			var err error
-			if at == "" {
-				counts, standings, err = enforcer.Compliance(cmd.Context())
-			} else {
-				counts, standings, err = enforcer.ComplianceAt(cmd.Context(), moment, audit.LogName(c.Audit.Name), localActor())
-			}
-			switch {
-			case err != nil:
-				return err
-			case asJSON:
-				current, of := counts.Current()
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(complianceView{moment, current, of, counts.Roster, counts.States, standings})
-			case asCSV:
-				return complianceCSV(cmd.OutOrStdout(), standings, moment)
-			}
-			return printCompliance(cmd.OutOrStdout(), counts, standings, moment)
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		var view api.Compliance
+		if err := c.do(cmd.Context(), http.MethodGet, "/compliance?"+filters.Encode(), nil, &view); err != nil {
+			return err
+		}
+		switch {
+		case asJSON:
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(view)
+		case asCSV:
+			return complianceCSV(cmd.OutOrStdout(), view.Users, view.At)
+		}
+		return printCompliance(cmd.OutOrStdout(), roster.Compliance{Roster: view.Roster, States: view.States}, view.Users, view.At)
 	}}
 	cmd.Flags().StringVar(&at, "at", "", "as it was at a time that is over, from the audit log: a day such as 2026-11-30, at its end; a time; or how long ago")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with everybody")

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,29 +19,38 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/internal/atomicfile"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/relay"
 )
 
-func enrollCommand(load func() (config, error)) *cobra.Command {
+func enrollCommand(load func() (config, error), r *remote) *cobra.Command {
 	var userID, from, out string
 	var overwrite bool
 	var life time.Duration
 	cmd := &cobra.Command{Use: "enroll", Short: "Print a one-time code with which one managed device of a user enrolls; or make codes for a file of users", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
-				if from != "" {
+			if from != "" {
+				// Over the database: a code's file is there before its code, which no answer over a network can promise.
+				return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
 					return enrollFrom(cmd.Context(), db, engine, from, out, overwrite, life, cmd.OutOrStdout())
-				}
-				code, err := engine.NewCode(cmd.Context(), id.UserID(userID), life, localActor())
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), code.Reveal())
+				})
+			}
+			c, err := r.connect()
+			if err != nil {
 				return err
-			})
+			}
+			if life < time.Second {
+				return fmt.Errorf("--ttl is %s: write 24h", life)
+			}
+			var code api.NewCode
+			if err := c.do(cmd.Context(), http.MethodPost, userPath("/users", userID, "codes"), api.CodeRequest{TTL: int64(life / time.Second)}, &code); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), code.Code)
+			return err
 		}}
 	cmd.Flags().StringVar(&userID, "user", "", "the user's id, such as @alice:example.org")
 	cmd.Flags().StringVar(&from, "from", "", "a CSV file of user ids, one a line: a code for each of them, or for none; needs --out")

@@ -4,13 +4,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"os/user"
 	"path/filepath"
 	"runtime/debug"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -41,6 +41,9 @@ func newCommand() *cobra.Command {
 	root := &cobra.Command{Use: "keyherald", Short: "Rotate Matrix key-backup keys from a key-management system", SilenceErrors: true, SilenceUsage: true}
 	root.PersistentFlags().StringVarP(&path, "config", "c", "config.yaml", "the configuration file")
 	load := func() (config, error) { return loadConfig(path) }
+	r := new(remote)
+	root.PersistentFlags().StringVar(&r.server, "server", "", "the server's address, for the commands that act by its API; "+serverVariable)
+	root.PersistentFlags().StringVar(&r.tokenFile, "token-file", "", "a file with an API token, for these commands; "+tokenFileVariable)
 	root.AddCommand(
 		&cobra.Command{Use: "serve", Short: "Run the server", RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := load()
@@ -50,10 +53,10 @@ func newCommand() *cobra.Command {
 			return serve(cmd.Context(), c, zerolog.New(os.Stderr).With().Timestamp().Logger())
 		}},
 		migrateCommand(load),
-		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load), devicesCommand(load), rotationsCommand(load), auditCommand(load),
-		freezeCommand(load, "freeze", "Stop all triggers; notifications are still taken, and wait", (*relay.Engine).Freeze),
-		freezeCommand(load, "thaw", "Let triggers go again, those that waited at once", (*relay.Engine).Thaw),
-		restoreCommand(load), rotateCommand(load), kmsCommand(load), rosterCommand(load), complianceCommand(load), policyCommand(load), campaignCommand(load), grantCommand(load), reenrollmentsCommand(load), tokenCommand(load),
+		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(load, r), devicesCommand(r), rotationsCommand(r), auditCommand(load),
+		freezeCommand(r, "freeze", "Stop all triggers; notifications are still taken, and wait", http.MethodPut),
+		freezeCommand(r, "thaw", "Let triggers go again, those that waited at once", http.MethodDelete),
+		restoreCommand(load), rotateCommand(r), kmsCommand(load), tokenCommand(load), loginCommand(r), logoutCommand(), rosterCommand(r), complianceCommand(r), policyCommand(r), campaignCommand(r), grantCommand(r), reenrollmentsCommand(r),
 	)
 	return root
 }
@@ -173,42 +176,6 @@ func botCommand() *cobra.Command {
 	bot := &cobra.Command{Use: "bot", Short: "The bot's identity"}
 	bot.AddCommand(keygen)
 	return bot
-}
-
-func devicesCommand(load func() (config, error)) *cobra.Command {
-	var userID, deviceID, reason string
-	list := &cobra.Command{Use: "list", Short: "List the managed devices", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			devices, err := db.Devices(cmd.Context(), id.UserID(userID))
-			if err != nil {
-				return err
-			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			_, _ = fmt.Fprintln(table, "USER\tDEVICE\tSTATE\tNAME\tLAST SEEN")
-			for _, d := range devices {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", d.UserID, d.DeviceID, d.State, d.Name, when(d.LastSeen))
-			}
-			return table.Flush()
-		})
-	}}
-	list.Flags().StringVar(&userID, "user", "", "only this user's")
-	revoke := &cobra.Command{Use: "revoke", Short: "Revoke a managed device", RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
-			if err := engine.Revoke(cmd.Context(), id.UserID(userID), id.DeviceID(deviceID), reason, localActor()); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "Revoked: it is triggered no more, and excluded from every push. Now log the device out, cut its access to the KMS, and rotate the user's key.")
-			return err
-		})
-	}}
-	revoke.Flags().StringVar(&userID, "user", "", "the user's id")
-	revoke.Flags().StringVar(&deviceID, "device", "", "the device's id")
-	revoke.Flags().StringVar(&reason, "reason", "", "why")
-	_ = revoke.MarkFlagRequired("user")
-	_ = revoke.MarkFlagRequired("device")
-	cmd := &cobra.Command{Use: "devices", Short: "Managed devices"}
-	cmd.AddCommand(list, revoke, includeCommand(load))
-	return cmd
 }
 
 func when(t time.Time) string {

@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/policy"
 	"github.com/keyherald/keyherald/postgres"
@@ -62,7 +62,7 @@ func TestAPolicyIsPrintedAsItCanBeReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	version := postgres.PolicyVersion{Version: 3, Document: raw, SHA256: sha256.Sum256(raw), CreatedAt: time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC), CreatedBy: "local:ann@host", Reason: "stricter"}
+	version := api.Policy{Version: 3, Document: raw, CreatedAt: time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC), CreatedBy: "local:ann@host", Reason: "stricter"}
 	var out bytes.Buffer
 	if err := printPolicy(&out, version, false); err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestAnExplanationShowsTimesInUTCAndOnTheRulesClock(t *testing.T) {
 	x := enforce.Explanation{UserID: "@alice:example.org", Version: 3, Rule: &rule, OnRoster: true, Ruled: postgres.Ruled{Version: "7", Since: created, OnlySeen: true},
 		Verdict: rule.Due(policy.Key{User: "@alice:example.org", Created: created}, created.Add(31*24*time.Hour)), Then: "a new key when his turn is"}
 	var out bytes.Buffer
-	if err := printExplanation(&out, x); err != nil {
+	if err := printExplanation(&out, api.ExplanationOf(x)); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"version 3", "staff: device_generates, max_age 30d, grace 2d", "version 7, first seen 2026-05-01T12:00:00Z", "his turn          2026-06-01T20:00:00Z, Mon 2026-06-01 22:00:00 CEST in Europe/Berlin",

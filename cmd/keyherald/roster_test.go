@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/roster"
 )
@@ -18,7 +19,7 @@ func (r *room) acts(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
 	cmd := newCommand()
-	cmd.SetArgs(append([]string{"-c", r.path("config.yaml")}, args...))
+	cmd.SetArgs(append([]string{"-c", r.path("config.yaml"), "--server", r.server(t), "--token-file", r.path("admin.token")}, args...))
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
 	err := cmd.ExecuteContext(t.Context())
@@ -71,7 +72,7 @@ func TestARosterIsAppliedListedAndCountedByTheCommandLine(t *testing.T) {
 	says(r.acted(t, "roster", "list"), "@alice:example.org", "on leave", "3000-01-01T00:00:00Z")
 	says(r.acted(t, "roster", "list", "--json"), `"user_id":"@bob:example.org"`, `"exempt_reason":"on leave"`)
 
-	var view complianceView
+	var view api.Compliance
 	check(t, json.Unmarshal([]byte(r.acted(t, "compliance", "--json")), &view))
 	if view.Current != 0 || view.Of != 1 || view.Roster != 2 || view.States[roster.Exempt] != 1 || len(view.Users) != 2 || view.Users[0].Cause != roster.NeverEnrolled || view.Users[0].NextAction == "" {
 		t.Errorf("the compliance is %+v", view)

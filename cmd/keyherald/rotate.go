@@ -6,20 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/appservice"
-	"github.com/keyherald/keyherald/crosssigning"
-	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/relay"
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/rotation"
 )
 
@@ -41,31 +37,29 @@ type rotateFlags struct {
 	yes             bool
 }
 
-func rotateCommand(load func() (config, error)) *cobra.Command {
+func rotateCommand(r *remote) *cobra.Command {
 	var f rotateFlags
 	cmd := &cobra.Command{Use: "rotate", Short: "Have a user's managed device make a new key, put it into the KMS, and go on as if the KMS had told of it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := load()
-			if err != nil {
-				return err
-			}
 			request, err := f.request()
 			if err != nil {
 				return err
 			}
-			return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
-				if request.Reason.Urgent() && !f.yes {
-					if err := f.confirm(cmd, c, db, &request); err != nil {
-						return err
-					}
-				}
-				key, err := engine.Rotate(cmd.Context(), request, localActor())
-				if err != nil {
+			c, err := r.connect()
+			if err != nil {
+				return err
+			}
+			if request.Reason.Urgent() && !f.yes {
+				if err := f.confirm(cmd, c, &request); err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n`keyherald rotations watch %s` follows it.\n", key, key)
+			}
+			var opened api.Rotation
+			if err := c.do(cmd.Context(), http.MethodPost, "/rotations", request, &opened); err != nil {
 				return err
-			})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n`keyherald rotations watch %s` follows it.\n", opened.ID, opened.ID)
+			return err
 		}}
 	flags := cmd.Flags()
 	flags.StringVar(&f.user, "user", "", "the user's id, such as @alice:example.org")
@@ -80,8 +74,8 @@ func rotateCommand(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func (f rotateFlags) request() (relay.RotateRequest, error) {
-	request := relay.RotateRequest{UserID: id.UserID(f.user), KMS: f.kms, Path: f.path, Reason: rotation.Reason(f.reason), ReplaceRecovery: f.replaceRecovery}
+func (f rotateFlags) request() (api.RotationRequest, error) {
+	request := api.RotationRequest{UserID: id.UserID(f.user), KMS: f.kms, Path: f.path, Reason: rotation.Reason(f.reason), ReplaceRecoveryKey: f.replaceRecovery}
 	switch request.Reason {
 	case rotation.ReasonChanged, rotation.ReasonCompromise, rotation.ReasonDisclosed:
 	default:
@@ -91,19 +85,29 @@ func (f rotateFlags) request() (relay.RotateRequest, error) {
 		request.Exclude = append(request.Exclude, id.DeviceID(device))
 	}
 	if f.grace != "" {
-		grace, err := time.ParseDuration(f.grace)
-		if err != nil || grace < 0 {
-			return request, fmt.Errorf("--old-backup-grace is %q: write a span such as 0s or 720h", f.grace)
+		grace, err := graceOf(f.grace)
+		if err != nil {
+			return request, fmt.Errorf("--old-backup-grace: %w", err)
 		}
-		request.OldBackupGrace = &grace
+		request.OldBackupGrace = grace
 	}
 	return request, nil
 }
 
+// graceOf reads a span, in seconds.
+func graceOf(text string) (*int64, error) {
+	grace, err := time.ParseDuration(text)
+	if err != nil || grace < 0 {
+		return nil, fmt.Errorf("%q is no span of time: write 0s or 720h", text)
+	}
+	seconds := int64(grace / time.Second)
+	return &seconds, nil
+}
+
 // confirm shows who would get the key, asks what depends on the case, and goes on with a yes alone.
-func (f rotateFlags) confirm(cmd *cobra.Command, c config, db *postgres.DB, request *relay.RotateRequest) error {
+func (f rotateFlags) confirm(cmd *cobra.Command, c *client, request *api.RotationRequest) error {
 	out, in := cmd.OutOrStdout(), bufio.NewReader(cmd.InOrStdin())
-	if err := printTargets(cmd.Context(), out, c, db, *request); err != nil {
+	if err := printTargets(cmd.Context(), out, c, *request); err != nil {
 		return err
 	}
 	_, _ = fmt.Fprint(out, "\n"+compromiseText+"\n")
@@ -113,19 +117,17 @@ func (f rotateFlags) confirm(cmd *cobra.Command, c config, db *postgres.DB, requ
 			return err
 		}
 		if answer != "" {
-			grace, err := time.ParseDuration(answer)
-			if err != nil || grace < 0 {
-				return fmt.Errorf("%q is no span of time: write 0s or 24h", answer)
+			if request.OldBackupGrace, err = graceOf(answer); err != nil {
+				return err
 			}
-			request.OldBackupGrace = &grace
 		}
 	}
-	if !request.ReplaceRecovery {
+	if !request.ReplaceRecoveryKey {
 		answer, err := ask(out, in, "Is the recovery key to be replaced as well? (yes or no)")
 		if err != nil {
 			return err
 		}
-		request.ReplaceRecovery = answer == "yes"
+		request.ReplaceRecoveryKey = answer == "yes"
 	}
 	answer, err := ask(out, in, "Rotate now, with the devices above? (yes or no)")
 	if err != nil {
@@ -148,65 +150,23 @@ func ask(out io.Writer, in *bufio.Reader, question string) (string, error) {
 
 // printTargets lists the user's devices as the homeserver has them now: who would get the key, and since when the log
 // knows each as one that does.
-func printTargets(ctx context.Context, out io.Writer, c config, db *postgres.DB, request relay.RotateRequest) error {
-	registration, err := appservice.LoadRegistration(c.Registration)
-	if err != nil {
+func printTargets(ctx context.Context, out io.Writer, c *client, request api.RotationRequest) error {
+	var targets api.Page[api.Target]
+	if err := c.do(ctx, http.MethodGet, userPath("/users", request.UserID.String(), "targets"), nil, &targets); err != nil {
 		return err
 	}
-	client, err := mautrix.NewClient(c.Homeserver, c.Bot.UserID, registration.ASToken)
-	if err != nil {
-		return fmt.Errorf("asking the homeserver for the user's devices: %w", err)
-	}
-	client.DefaultHTTPRetries = 0
-	limited, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	answer, err := client.QueryKeys(limited, &mautrix.ReqQueryKeys{DeviceKeys: mautrix.DeviceKeysRequest{request.UserID: mautrix.DeviceIDList{}}, Timeout: 10_000})
-	if err != nil {
-		return fmt.Errorf("asking the homeserver for the user's devices: %w", err)
-	}
-	excluded, err := db.Excluded(ctx, []id.UserID{request.UserID})
-	if err != nil {
-		return err
-	}
-	since, err := db.TargetsSince(ctx, request.UserID)
-	if err != nil {
-		return err
-	}
-	identity := crosssigning.Read(answer, request.UserID)
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "DEVICE\tNAME\tGETS THE KEY\tPUSHED TO SINCE")
-	for _, deviceID := range slices.Sorted(maps.Keys(identity.Devices)) {
-		d := identity.Devices[deviceID]
-		gets := "yes: it is cross-signed"
-		switch {
-		case slices.Contains(request.Exclude, deviceID) || slices.Contains(excluded[request.UserID], deviceID):
+	for _, t := range targets.Items {
+		gets := map[string]string{"cross_signed": "yes: it is cross-signed", "excluded": "no: excluded", "dehydrated": "no: dehydrated", "not_verified": "no: not verified"}[t.Why]
+		if slices.Contains(request.Exclude, t.DeviceID) {
 			gets = "no: excluded"
-		case d.Dehydrated:
-			gets = "no: dehydrated"
-		case !d.CrossSigned:
-			gets = "no: not verified"
 		}
-		name, _ := answer.DeviceKeys[request.UserID][deviceID].Unsigned["device_display_name"].(string)
 		first := "never before"
-		if at, ok := since[deviceID]; ok {
-			first = when(at)
+		if t.Since != nil {
+			first = when(*t.Since)
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", deviceID, name, gets, first)
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", t.DeviceID, plain(t.Name), gets, first)
 	}
 	return table.Flush()
-}
-
-func includeCommand(load func() (config, error)) *cobra.Command {
-	var userID, deviceID string
-	cmd := &cobra.Command{Use: "include", Short: "Lift an exclusion: the device gets the key again, with the user's next rotation or `keyherald rotations repeat`", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
-				return engine.Include(cmd.Context(), id.UserID(userID), id.DeviceID(deviceID), localActor())
-			})
-		}}
-	cmd.Flags().StringVar(&userID, "user", "", "the user's id")
-	cmd.Flags().StringVar(&deviceID, "device", "", "the device's id")
-	_ = cmd.MarkFlagRequired("user")
-	_ = cmd.MarkFlagRequired("device")
-	return cmd
 }

@@ -6,64 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/postgres"
-	"github.com/keyherald/keyherald/protocol"
-	"github.com/keyherald/keyherald/relay"
-	"github.com/keyherald/keyherald/rotation"
+	"github.com/keyherald/keyherald/api"
 )
 
-// rotationView is a rotation as `--json` prints it. Times are RFC 3339, empty where there is none yet.
-type rotationView struct {
-	ID             uuid.UUID           `json:"id"`
-	UserID         id.UserID           `json:"user_id"`
-	Secret         string              `json:"secret"`
-	KMS            protocol.KMSRef     `json:"kms"`
-	Source         string              `json:"source"`
-	Action         protocol.Action     `json:"action"`
-	Reason         rotation.Reason     `json:"reason,omitempty"`
-	State          rotation.State      `json:"state"`
-	Held           bool                `json:"held,omitempty"`
-	Stage          protocol.Stage      `json:"stage,omitempty"`
-	BackupVersion  string              `json:"backup_version,omitempty"`
-	RecoveryCopy   string              `json:"recovery_copy,omitempty"`
-	NeedsAttention string              `json:"needs_attention,omitempty"`
-	NextAction     string              `json:"next_action,omitempty"`
-	Failure        string              `json:"failure,omitempty"`
-	CreatedAt      time.Time           `json:"created_at"`
-	UpdatedAt      time.Time           `json:"updated_at"`
-	EndedAt        *time.Time          `json:"ended_at,omitempty"`
-	Attempts       []attemptView       `json:"attempts,omitempty"`
-	Deliveries     []protocol.Delivery `json:"deliveries,omitempty"`
-}
-
-type attemptView struct {
-	Number   int            `json:"attempt"`
-	DeviceID id.DeviceID    `json:"device_id"`
-	Sequence int64          `json:"sequence"`
-	Stage    protocol.Stage `json:"stage,omitempty"`
-	SentAt   *time.Time     `json:"sent_at,omitempty"`
-}
-
-func viewOf(r postgres.Rotation) rotationView {
-	if r.Pending() {
-		r.KMS.Version = ""
-	}
-	return rotationView{ID: r.ID, UserID: r.UserID, Secret: r.Secret, KMS: r.KMS, Source: r.Source, Action: r.Action, Reason: r.Reason, State: r.Facts.State, Held: r.Held, Stage: r.Facts.Stage,
-		BackupVersion: r.Facts.BackupVersion, RecoveryCopy: string(r.Facts.RecoveryCopy), NeedsAttention: string(r.Facts.Attention), NextAction: r.NextAction,
-		Failure: string(r.Facts.Failure), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, EndedAt: optional(r.EndedAt)}
-}
-
 // versionOf is the version as people read it.
-func versionOf(r postgres.Rotation) string {
-	if r.Pending() {
+func versionOf(r api.Rotation) string {
+	if r.KMS.Version == "" {
 		return "to be made"
 	}
 	return r.KMS.Version
@@ -76,45 +32,57 @@ func optional(t time.Time) *time.Time {
 	return &t
 }
 
-func rotationsCommand(load func() (config, error)) *cobra.Command {
+// at is a time that may be missing.
+func at(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return when(*t)
+}
+
+func rotationsCommand(r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "rotations", Short: "Rotations: who is done, who is stuck, and what to do about it"}
-	cmd.AddCommand(rotationsList(load), rotationsShow(load), rotationsWatch(load), rotationsRelease(load),
-		rotationsChange(load, "retry", "Ask for another attempt at a rotation that is open or came to nothing", (*relay.Engine).Retry),
-		rotationsChange(load, "cancel", "End an open rotation and tell its device to stop where it is", (*relay.Engine).Cancel),
-		rotationsChange(load, "repeat", "Have a rotation's key pushed to every target once more", (*relay.Engine).Repeat))
+	cmd.AddCommand(rotationsList(r), rotationsShow(r), rotationsWatch(r), rotationsRelease(r),
+		rotationsChange(r, "retry", "Ask for another attempt at a rotation that is open or came to nothing"),
+		rotationsChange(r, "cancel", "End an open rotation and tell its device to stop where it is"),
+		rotationsChange(r, "repeat", "Have a rotation's key pushed to every target once more"))
 	return cmd
 }
 
-func rotationsList(load func() (config, error)) *cobra.Command {
+func rotationsList(r *remote) *cobra.Command {
 	var userID string
 	var open, asJSON bool
 	cmd := &cobra.Command{Use: "list", Short: "List rotations, newest first, and what the stuck ones need", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			rotations, err := db.Rotations(cmd.Context(), id.UserID(userID), open)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				for _, r := range rotations {
-					if err := encoder.Encode(viewOf(r)); err != nil {
-						return fmt.Errorf("printing the rotations: %w", err)
-					}
-				}
-				return nil
-			}
-			if f, frozen, err := db.Frozen(cmd.Context(), false); err != nil {
-				return err
-			} else if frozen {
-				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "All triggers are frozen since %s by %s: `keyherald thaw` lets them go.\n", when(f.At), f.By)
-			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
-			for _, r := range rotations {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, versionOf(r), r.Facts.State, r.Facts.Stage, r.Facts.Attention, r.NextAction)
-			}
-			return table.Flush()
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		filters := url.Values{}
+		if userID != "" {
+			filters.Set("user_id", userID)
+		}
+		if open {
+			filters.Set("open", "true")
+		}
+		rotations, err := all[api.Rotation](cmd.Context(), c, "/rotations", filters)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printLines(cmd.OutOrStdout(), rotations)
+		}
+		var f api.Freeze
+		if err := c.do(cmd.Context(), http.MethodGet, "/freeze", nil, &f); err != nil {
+			return err
+		} else if f.Frozen {
+			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "All triggers are frozen since %s by %s: `keyherald thaw` lets them go.\n", at(f.At), f.By)
+		}
+		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
+		for _, r := range rotations {
+			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, versionOf(r), r.State, r.Stage, r.NeedsAttention, r.NextAction)
+		}
+		return table.Flush()
 	}}
 	cmd.Flags().StringVar(&userID, "user", "", "only this user's")
 	cmd.Flags().BoolVar(&open, "open", false, "only those that have not ended")
@@ -122,117 +90,83 @@ func rotationsList(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func rotationsShow(load func() (config, error)) *cobra.Command {
+// printLines prints JSON Lines.
+func printLines[T any](out io.Writer, items []T) error {
+	encoder := json.NewEncoder(out)
+	for _, item := range items {
+		if err := encoder.Encode(item); err != nil {
+			return fmt.Errorf("printing: %w", err)
+		}
+	}
+	return nil
+}
+
+func printJSON(out io.Writer, value any) error {
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}
+
+func rotationsShow(r *remote) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{Use: "show ROTATION", Short: "Show one rotation with its attempts and the outcome for each target", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		key, err := rotationID(args[0])
 		if err != nil {
 			return err
 		}
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, _ *relay.Engine) error {
-			view, err := readRotation(cmd.Context(), db, key)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(view)
-			}
-			return printRotation(cmd.OutOrStdout(), view)
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		var view api.Rotation
+		if err := c.do(cmd.Context(), http.MethodGet, "/rotations/"+key.String(), nil, &view); err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), view)
+		}
+		return printRotation(cmd.OutOrStdout(), view)
 	}}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-// watchInterval is how often watch looks; the log is the source, so nothing that happens in between is missed.
-const watchInterval = 300 * time.Millisecond
-
-func rotationsWatch(load func() (config, error)) *cobra.Command {
+func rotationsWatch(r *remote) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{Use: "watch ROTATION", Short: "Print what happens to a rotation, from its begin until it has ended", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		key, err := rotationID(args[0])
 		if err != nil {
 			return err
 		}
-		c, err := load()
+		c, err := r.connect()
 		if err != nil {
 			return err
 		}
-		return withEngine(cmd.Context(), func() (config, error) { return c, nil }, func(db *postgres.DB, _ *relay.Engine) error {
-			// What it prints is the log.
-			err := db.Append(cmd.Context(), audit.Event{Time: time.Now(), Actor: localActor(), Action: audit.LogRead, Subject: audit.OfLog(audit.LogName(c.Audit.Name)),
-				Rotation: key, Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("command", audit.CommandWatch)}})
-			if err != nil {
-				return err
-			}
-			return watch(cmd.Context(), db, key, cmd.OutOrStdout(), asJSON)
-		})
+		return watch(cmd.Context(), c, key, cmd.OutOrStdout(), asJSON)
 	}}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON Lines")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON Lines, as `keyherald audit list` does")
 	return cmd
 }
 
-func watch(ctx context.Context, db *postgres.DB, key uuid.UUID, out io.Writer, asJSON bool) error {
-	encoder := json.NewEncoder(out)
-	for shown := 0; ; {
-		// The state is read before the log: what ended it is then among the lines.
-		view, err := readRotation(ctx, db, key)
-		if err != nil {
-			return err
-		}
-		lines, err := db.Log(ctx, key.String(), 100_000)
-		if err != nil {
-			return err
-		}
-		for _, line := range lines[min(shown, len(lines)):] {
-			if asJSON {
-				err = encoder.Encode(line)
-			} else {
-				_, err = fmt.Fprintf(out, "%s  %-22s %-18s %s  %s\n", line.Time.UTC().Format("2006-01-02 15:04:05.000"), line.Action, line.Outcome, line.Actor, line.Detail)
-			}
-			if err != nil {
-				return fmt.Errorf("printing: %w", err)
-			}
-		}
-		shown = len(lines)
-		if view.State.Ended() {
+func watch(ctx context.Context, c *client, key uuid.UUID, out io.Writer, asJSON bool) error {
+	return c.stream(ctx, "/rotations/"+key.String()+"/events", func(kind string, data []byte) error {
+		if kind != "log" {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(watchInterval):
+		if asJSON {
+			_, err := fmt.Fprintf(out, "%s\n", data)
+			return err
 		}
-	}
+		var e api.Event
+		if err := json.Unmarshal(data, &e); err != nil {
+			return fmt.Errorf("the server streams what this program does not know: %w", err)
+		}
+		_, err := fmt.Fprintf(out, "%s  %-22s %-18s %s  %s\n", e.Time, plain(string(e.Action)), plain(string(e.Outcome)), plain(e.Actor), plain(string(e.Detail)))
+		return err
+	})
 }
 
-func readRotation(ctx context.Context, db *postgres.DB, key uuid.UUID) (rotationView, error) {
-	r, ok, err := db.Rotation(ctx, key)
-	if err != nil {
-		return rotationView{}, err
-	}
-	if !ok {
-		return rotationView{}, fmt.Errorf("there is no rotation %s: `keyherald rotations list` shows them", key)
-	}
-	view := viewOf(r)
-	attempts, err := db.Attempts(ctx, key)
-	if err != nil {
-		return view, err
-	}
-	for _, a := range attempts {
-		device, err := db.Device(ctx, a.Device)
-		if err != nil {
-			return view, err
-		}
-		view.Attempts = append(view.Attempts, attemptView{a.Number, device.DeviceID, a.Sequence, a.Stage, optional(a.SentAt)})
-	}
-	view.Deliveries, err = db.Deliveries(ctx, key)
-	return view, err
-}
-
-func printRotation(out io.Writer, v rotationView) error {
+func printRotation(out io.Writer, v api.Rotation) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	line := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" {
@@ -263,56 +197,60 @@ func printRotation(out io.Writer, v rotationView) error {
 	return table.Flush()
 }
 
-func rotationsChange(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, uuid.UUID, audit.Actor) error) *cobra.Command {
+func rotationsChange(r *remote, name, short string) *cobra.Command {
 	return &cobra.Command{Use: name + " ROTATION", Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		key, err := rotationID(args[0])
 		if err != nil {
 			return err
 		}
-		return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
-			if err := do(engine, cmd.Context(), key, localActor()); err != nil {
-				return err
-			}
-			view, err := readRotation(cmd.Context(), db, key)
-			if err != nil {
-				return err
-			}
-			return printRotation(cmd.OutOrStdout(), view)
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		var view api.Rotation
+		if err := c.do(cmd.Context(), http.MethodPost, "/rotations/"+key.String()+"/"+name, nil, &view); err != nil {
+			return err
+		}
+		return printRotation(cmd.OutOrStdout(), view)
 	}}
 }
 
-func rotationsRelease(load func() (config, error)) *cobra.Command {
-	var all bool
+func rotationsRelease(r *remote) *cobra.Command {
+	var everything bool
 	cmd := &cobra.Command{Use: "release [ROTATION…]", Short: "Let rotations go that are held: too many users changed at once, or a key was read again", RunE: func(cmd *cobra.Command, args []string) error {
-		if all == (len(args) > 0) {
+		if everything == (len(args) > 0) {
 			return errors.New("name the rotations to release, or write --all: `keyherald rotations list --open` shows them")
 		}
-		keys := []uuid.UUID{}
+		request := api.ReleaseRequest{All: everything}
 		for _, arg := range args {
 			key, err := rotationID(arg)
 			if err != nil {
 				return err
 			}
-			keys = append(keys, key)
+			request.Rotations = append(request.Rotations, key)
 		}
-		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
-			released, err := engine.Release(cmd.Context(), keys, localActor())
-			if err == nil {
-				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%d rotations were released\n", released)
-			}
+		c, err := r.connect()
+		if err != nil {
 			return err
-		})
+		}
+		var released api.Released
+		if err := c.do(cmd.Context(), http.MethodPost, "/rotations/release", request, &released); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d rotations were released\n", released.Released)
+		return err
 	}}
-	cmd.Flags().BoolVar(&all, "all", false, "release everything that is held")
+	cmd.Flags().BoolVar(&everything, "all", false, "release everything that is held")
 	return cmd
 }
 
-func freezeCommand(load func() (config, error), name, short string, do func(*relay.Engine, context.Context, audit.Actor) error) *cobra.Command {
+func freezeCommand(r *remote, name, short, method string) *cobra.Command {
 	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return withEngine(cmd.Context(), load, func(_ *postgres.DB, engine *relay.Engine) error {
-			return do(engine, cmd.Context(), localActor())
-		})
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		return c.do(cmd.Context(), method, "/freeze", nil, nil)
 	}}
 }
 

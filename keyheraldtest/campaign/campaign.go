@@ -118,7 +118,7 @@ func (w *world) start(ctx context.Context) (uuid.UUID, error) {
 // plan has the dry run say who comes when, and looks that it touches nothing.
 func (w *world) plan(ctx context.Context, args []string) error {
 	touched := func() (n int, err error) {
-		err = w.db.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM rotation) + (SELECT COUNT(*) FROM campaign) + (SELECT COUNT(*) FROM audit_log WHERE actor LIKE 'local:%')`).Scan(&n)
+		err = w.db.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM rotation) + (SELECT COUNT(*) FROM campaign) + (SELECT COUNT(*) FROM audit_log WHERE actor LIKE 'local:%' OR actor LIKE 'admin:%')`).Scan(&n)
 		return n, err
 	}
 	before, err := touched()

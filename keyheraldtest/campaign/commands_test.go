@@ -63,7 +63,7 @@ func TestTheCommandsOfCampaigns(t *testing.T) {
 	if again := run(ten...); !strings.Contains(again, "started before") || !strings.Contains(again, started.ID) {
 		t.Errorf("started again it says:\n%s", again)
 	}
-	refused("give another campaign another key", append(ten, "--ticket", "T-1")...)
+	refused("a new request needs a new key", append(ten, "--ticket", "T-1")...)
 	refused("while it waits for approval or is paused", "change", started.ID, "--rate", "2")
 	for _, step := range []struct {
 		args []string

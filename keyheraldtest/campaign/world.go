@@ -127,6 +127,9 @@ audit: {name: example.org/keyherald, signing_key_files: [audit.key], sinks: [{na
 			return err
 		}
 	}
+	if err := w.operator().Admit(ctx); err != nil {
+		return err
+	}
 	if w.db, err = postgres.Open(ctx, w.database.WriterURL); err != nil {
 		return err
 	}
@@ -141,7 +144,11 @@ audit: {name: example.org/keyherald, signing_key_files: [audit.key], sinks: [{na
 
 // keyherald runs one command of the server's binary, as an admin does.
 func (w *world) keyherald(ctx context.Context, args ...string) (string, error) {
-	return keyheraldtest.Command(ctx, w.config.Dir, filepath.Join(w.config.Programs, "keyherald"), args...)
+	return w.operator().Run(ctx, args...)
+}
+
+func (w *world) operator() keyheraldtest.Operator {
+	return keyheraldtest.Operator{Dir: w.config.Dir, Program: filepath.Join(w.config.Programs, "keyherald"), Server: "http://" + w.listen}
 }
 
 // enroll puts everybody on the roster with his device, as if each had been enrolled.

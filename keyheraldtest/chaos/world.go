@@ -193,6 +193,9 @@ func (w *world) startServers(ctx context.Context) error {
 	if _, err := w.keyherald(ctx, "migrate"); err != nil {
 		return err
 	}
+	if err := w.operator().Admit(ctx); err != nil {
+		return err
+	}
 	for i := range w.doors {
 		config := "config.yaml"
 		if i > 0 {
@@ -363,7 +366,12 @@ push: {repeat_after: 0s}
 }
 
 func (w *world) keyherald(ctx context.Context, args ...string) (string, error) {
-	return w.command(ctx, "keyherald", args...)
+	return w.operator().Run(ctx, args...)
+}
+
+// operator acts by the API of the first server.
+func (w *world) operator() keyheraldtest.Operator {
+	return keyheraldtest.Operator{Dir: w.config.Dir, Program: filepath.Join(w.config.Programs, "keyherald"), Server: "http://" + w.doors[0]}
 }
 
 func (w *world) command(ctx context.Context, name string, args ...string) (string, error) {

@@ -105,7 +105,12 @@ func Start(ctx context.Context, config Config, step func(what string, do func() 
 		{"the bot's identity and the registration (keyherald bot keygen, registration)", c.prepare},
 		{"the rights in the KMS: metadata for the server, one key for a device", func(ctx context.Context) error { return c.kms.rights(ctx, c) }},
 		{"the homeserver, with the registration", c.startHomeserver},
-		{"the database schema (keyherald migrate)", func(ctx context.Context) error { _, err := c.Keyherald(ctx, "migrate"); return err }},
+		{"the database schema (keyherald migrate), and an admin's API token (keyherald token create)", func(ctx context.Context) error {
+			if _, err := c.Keyherald(ctx, "migrate"); err != nil {
+				return err
+			}
+			return c.operator().Admit(ctx)
+		}},
 		{"the server holds its bot (keyherald serve)", c.startServer},
 	} {
 		if err := step(s.what, func() error { return s.do(ctx) }); err != nil {
@@ -266,9 +271,13 @@ func (c *Company) startServer(ctx context.Context) error {
 // StopServer ends the server alone, as its operator would.
 func (c *Company) StopServer() error { return c.stopServer() }
 
-// Keyherald runs one command of the server's binary, as an operator does.
+// Keyherald runs one command of the server's binary, as an operator does: by the server's API where it acts.
 func (c *Company) Keyherald(ctx context.Context, args ...string) (string, error) {
-	return c.Command(ctx, "keyherald", args...)
+	return c.operator().Run(ctx, args...)
+}
+
+func (c *Company) operator() keyheraldtest.Operator {
+	return keyheraldtest.Operator{Dir: c.config.Dir, Program: filepath.Join(c.config.Programs, "keyherald"), Server: "http://" + c.Listen}
 }
 
 // Command runs one command of a program in Dir and returns what it printed.
