@@ -96,6 +96,22 @@ func newServer(t testing.TB, change ...func(*api.Config, *api.Deps)) *server {
 	return s
 }
 
+// on is the same people's API on another connection to the database.
+func (s *server) on(db *postgres.DB, engine *relay.Engine) *server {
+	s.t.Helper()
+	other := *s
+	enforcer, err := enforce.New(enforce.Config{DB: db, Engine: engine, Now: s.clock.Now})
+	check(s.t, err)
+	handler, err := api.New(api.Config{Rate: api.RateConfig{PerCaller: 1000, FailuresPerAddress: 1000}}, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, Now: s.clock.Now, Log: zerolog.Nop()})
+	check(s.t, err)
+	web := echo.New()
+	handler.Register(web)
+	listening := httptest.NewServer(web)
+	s.t.Cleanup(listening.Close)
+	other.url = listening.URL
+	return &other
+}
+
 func newDatabase(t testing.TB) (*postgres.DB, *keyheraldtest.Database) {
 	t.Helper()
 	ctx := context.Background()

@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -136,29 +135,9 @@ const bareSQL = `SELECT r.user_id, r.exempt_reason, r.exempt_until, d.enrolled, 
 
 func (c *counted) bare(ctx context.Context) (rate float64, err error) {
 	began := time.Now()
-	rows, err := c.db.RawDB.QueryContext(ctx, bareSQL)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	columns, err := rows.Columns()
-	if err != nil {
-		return 0, err
-	}
-	cells, into := make([]sql.RawBytes, len(columns)), make([]any, len(columns))
-	for i := range cells {
-		into[i] = &cells[i]
-	}
-	n := 0
-	for rows.Next() {
-		if err := rows.Scan(into...); err != nil {
-			return 0, err
-		}
-		n++
-	}
-	rate = float64(c.users) / time.Since(began).Seconds()
-	if n != c.users {
+	n, err := throwAway(ctx, c.db.RawDB, bareSQL)
+	if err == nil && n != c.users {
 		err = fmt.Errorf("there are %d rows for %d users", n, c.users)
 	}
-	return rate, errors.Join(err, rows.Err())
+	return float64(c.users) / time.Since(began).Seconds(), err
 }

@@ -22,9 +22,8 @@ $$;
 CREATE FUNCTION audit_rotation(body BYTEA) RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT CASE WHEN position('"rotation":"'::bytea IN body) > 0 THEN encode(substring(body FROM position('"rotation":"'::bytea IN body) + 12 FOR 36), 'escape') END
 $$;
--- Whether an event may be a refusal, an act of a person (by the command line or the API), or about devices, the log, the roster,
--- campaigns or what else the views below show: some that are not may be among them, and none that is can be missing, however its
--- letters are written.
+-- Whether an event may be a refusal, an act of the command line or by the API, about a device, the roster or the log: some that are
+-- not may be among them, and none that is can be missing, however its letters are written.
 CREATE FUNCTION audit_notable(body BYTEA) RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 	SELECT position('refused'::bytea IN body) > 0 OR position('local:'::bytea IN body) > 0 OR position('device.'::bytea IN body) > 0
 		OR position('enrollment'::bytea IN body) > 0 OR position('grant.'::bytea IN body) > 0 OR position('roster.'::bytea IN body) > 0
@@ -65,10 +64,8 @@ CREATE FUNCTION auditor.sentence(actor TEXT, action TEXT, subject TEXT, outcome 
 DECLARE
 	known JSONB := COALESCE(detail, '{}');
 	gone TEXT := CASE WHEN detail IS NULL THEN '(redacted)' ELSE '?' END;
-	who TEXT := CASE WHEN actor LIKE 'source:%' THEN 'The source ' || substr(actor, 8) WHEN actor LIKE 'local:%' THEN substr(actor, 7)
-		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald' WHEN actor LIKE 'policy:%' THEN 'The rule ' || substr(actor, 8) || ' of the policy'
 	who TEXT := CASE WHEN actor LIKE 'source:%' THEN 'The source ' || substr(actor, 8) WHEN actor LIKE 'local:%' OR actor LIKE 'admin:%' THEN substr(actor, 7)
-		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald'
+		WHEN actor LIKE 'reconcile:%' THEN 'Keyherald' WHEN actor LIKE 'policy:%' THEN 'The rule ' || substr(actor, 8) || ' of the policy'
 		WHEN actor = 'relay' THEN 'Keyherald' WHEN actor = 'signer' THEN 'The signer' WHEN actor = 'anybody' THEN 'Somebody' ELSE actor END;
 	why TEXT := COALESCE(known ->> 'refusal', gone);
 	device TEXT := regexp_replace(subject, '^.*/', '');

@@ -41,6 +41,9 @@ func all() []measured {
 		{"compliance", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			return bench.Compliance(ctx, 20_000, s.rounds)
 		}},
+		{"api_list", func(ctx context.Context, s setting) ([]bench.Row, error) {
+			return bench.APIList(ctx, 10_000, s.rounds)
+		}},
 		{"delivery/10", func(ctx context.Context, s setting) ([]bench.Row, error) {
 			sdk, err := interop.InstallJS(ctx, os.Stderr)
 			if err != nil {
