@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/api/client"
 )
 
 func TestTheDocumentIsAnOpenAPIDocument(t *testing.T) {
@@ -95,5 +97,25 @@ func TestTheDocumentIsServed(t *testing.T) {
 	got := into[map[string]any](t, s.with("", http.MethodGet, "/openapi.json", nil), http.StatusOK)
 	if got["openapi"] != "3.1.0" {
 		t.Errorf("got %v", got["openapi"])
+	}
+}
+
+// The committed client is of this document: it has a call for each operation, and none beside.
+func TestTheGeneratedClientHasEveryOperation(t *testing.T) {
+	calls := map[string]bool{}
+	all := reflect.TypeFor[client.ClientInterface]()
+	for i := range all.NumMethod() {
+		calls[all.Method(i).Name] = true
+	}
+	for _, r := range api.Routes() {
+		name := strings.ToUpper(r.Operation[:1]) + r.Operation[1:]
+		if !calls[name] && !calls[name+"WithBody"] {
+			t.Errorf("it has no %s: go generate ./api/client", name)
+		}
+		delete(calls, name)
+		delete(calls, name+"WithBody")
+	}
+	for name := range calls {
+		t.Errorf("it has %s, which is no operation: go generate ./api/client", name)
 	}
 }

@@ -20,6 +20,9 @@ func (r *room) server(t *testing.T) string {
 	}
 	c, err := loadConfig(r.path("config.yaml"))
 	check(t, err)
+	if r.provider != nil {
+		c.API.OIDC = r.provider
+	}
 	db, err := openDatabase(context.Background(), c)
 	check(t, err)
 	t.Cleanup(func() { _ = db.Close() })

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/sink"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -42,6 +43,8 @@ type room struct {
 	*sealedlog.Log
 	dir     string
 	address string // of its API, once a test has asked for that
+	// provider is who the API's callers log in at.
+	provider *api.OIDCConfig
 }
 
 func newRoom(t *testing.T) *room {

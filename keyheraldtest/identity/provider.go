@@ -5,6 +5,7 @@ package identity
 import (
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -24,11 +25,10 @@ import (
 )
 
 const (
-	// ClientID is the only client, which logs people in with a code, and DeviceClientID the one with a device code.
+	// ClientID is the client that logs people in with a code, and DeviceClientID the one that does so with a device's code;
+	// both are public.
 	ClientID       = "keyherald"
-	DeviceClientID = "keyherald-device"
-	// DeviceSecret is the device client's, since the example's has to have one.
-	DeviceSecret = "not a secret"
+	DeviceClientID = "keyherald-cli"
 	// GroupsClaim is the claim with a person's groups.
 	GroupsClaim = "groups"
 
@@ -71,15 +71,16 @@ func (p *Provider) SetDown(down bool) { p.down.Store(down) }
 
 // NewKey replaces the key that it signs with, and forgets who is logged in.
 func (p *Provider) NewKey() error {
-	device := storage.DeviceClient(DeviceClientID, DeviceSecret)
-	kept := &store{storage.NewStorageWithClients(p.people, map[string]*storage.Client{ClientID: storage.NativeClient(ClientID, callback), DeviceClientID: device}), p.people}
+	kept := &store{storage.NewStorageWithClients(p.people, map[string]*storage.Client{ClientID: storage.NativeClient(ClientID, callback), DeviceClientID: storage.NativeClient(DeviceClientID, callback)}), p.people}
 	var handler http.Handler = exampleop.SetupServer(p.Issuer, kept, slog.New(slog.DiscardHandler), false)
 	p.now.Store(&handler)
 	return nil
 }
 
-// Certificate is what vouches for it.
-func (p *Provider) Certificate() *x509.Certificate { return p.server.Certificate() }
+// CertificatePEM is what vouches for it.
+func (p *Provider) CertificatePEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.server.Certificate().Raw})
+}
 
 // people are the provider's users: name and password are the id.
 type people struct{ groups map[string][]string }
@@ -98,6 +99,21 @@ func (people) ExampleClientID() string                       { return storage.Se
 type store struct {
 	*storage.Storage
 	people people
+}
+
+// deviceClient may use the device flow.
+type deviceClient struct{ op.Client }
+
+func (deviceClient) GrantTypes() []oidc.GrantType {
+	return []oidc.GrantType{oidc.GrantTypeDeviceCode, oidc.GrantTypeRefreshToken}
+}
+
+func (s *store) GetClientByClientID(ctx context.Context, name string) (op.Client, error) {
+	client, err := s.Storage.GetClientByClientID(ctx, name)
+	if err == nil && name == DeviceClientID {
+		client = deviceClient{client}
+	}
+	return client, err
 }
 
 func (s *store) SetUserinfoFromScopes(ctx context.Context, info *oidc.UserInfo, user, client string, scopes []string) error {
