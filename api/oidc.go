@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/bearer"
@@ -110,6 +111,18 @@ func (c OIDCConfig) verifier(deps Deps) (*oidcVerifier, error) {
 	v := &oidcVerifier{config: c, client: pinned.New(deps.Now, deps.Dial, hosts...)}
 	v.tokens = bearer.New(bearer.Config{Issuer: c.Issuer, Audience: c.Audience, KeysURL: c.KeysURL, Algorithms: c.Algorithms}, v.keys, deps.Now)
 	return v, nil
+}
+
+// Reach reads the provider's keys, to find early that it cannot be done.
+func (c OIDCConfig) Reach(ctx context.Context, deps Deps) error {
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	v, err := c.verifier(deps)
+	if err != nil {
+		return err
+	}
+	return v.tokens.Reach(ctx)
 }
 
 // keys reads the issuer's keys, where its discovery document says if the configuration does not.

@@ -77,7 +77,12 @@ func TestTheProvidersKeysRotate(t *testing.T) {
 func TestNobodyIsRefusedWhileTheProviderIsDown(t *testing.T) {
 	p, s := newProvider(t)
 	alice := logIn(t, p, "alice")
+	config := api.OIDCConfig{Issuer: p.Issuer, Audience: identity.ClientID}
+	check(t, config.Reach(t.Context(), api.Deps{Roots: p.Roots}))
 	p.SetDown(true)
+	if err := config.Reach(t.Context(), api.Deps{Roots: p.Roots}); err == nil {
+		t.Error("the keys of a provider that is down can be read")
+	}
 	if got := s.with(alice, http.MethodGet, "/whoami", nil); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
 		t.Errorf("got %d: %s", got.status, got.body)
 	}

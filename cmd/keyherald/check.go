@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/appservice"
 	"github.com/keyherald/keyherald/crosssigning"
 	"github.com/keyherald/keyherald/enrollment"
@@ -102,6 +103,11 @@ func (p *preflight) all(ctx context.Context) {
 		}
 		return strings.Join(slices.Sorted(maps.Keys(c.Sources)), ", ") + ", with their secrets, and the keys of their issuers", err
 	}, "docs/intake.md shows a source of each format")
+	if c.API.OIDC != nil {
+		p.look("identity provider of the API", func() (string, error) {
+			return c.API.OIDC.Issuer + ", with its keys", c.API.OIDC.Reach(ctx, api.Deps{})
+		}, "api.oidc in the configuration: docs/api.md shows it")
+	}
 	if len(c.Enrollment.Proofs) > 0 {
 		p.look("proofs of enrollment", func() (string, error) {
 			return strings.Join(slices.Sorted(maps.Keys(c.Enrollment.Proofs)), ", ") + ", with the keys of their issuers", reachProofs(ctx, c)
