@@ -1,13 +1,16 @@
 package api_test
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/enforce"
+	"github.com/keyherald/keyherald/protocol"
 )
 
 const csv = "user_id,exempt_reason,exempt_until\n@alice:example.org,,\n@bob:example.org,parental leave,2099-12-31\n"
@@ -195,5 +198,30 @@ func TestAPolicyIsCheckedAppliedAndExplained(t *testing.T) {
 	x := into[api.Explanation](t, s.as("helpdesk", http.MethodGet, "/users/@alice:example.org/policy", nil), http.StatusOK)
 	if x.Version != 2 || x.Rule == nil || x.Rule.MaxAge != "20d" || x.Then == "" {
 		t.Errorf("alice's is %+v", x)
+	}
+}
+
+func TestCodesThatTheCallerMadeAreKeptByTheirHashes(t *testing.T) {
+	s := newServer(t)
+	bot := into[api.Bot](t, s.as("helpdesk", http.MethodGet, "/bot", nil), http.StatusOK)
+	code, err := protocol.NewCode(bot.UserID, bot.MasterKey)
+	check(t, err)
+	hash := code.Hash()
+	keep := func(sum string, life time.Duration) answer {
+		return s.as("admin", http.MethodPost, "/codes/keep", fmt.Sprintf(`{"codes":[{"user_id":"@alice:example.org","sha256":%q}],"expires_at":%q}`, sum, s.clock.Now().Add(life).UTC().Format(time.RFC3339)))
+	}
+	if got := into[api.Kept](t, keep(hex.EncodeToString(hash[:]), time.Hour), http.StatusCreated); got.Kept != 1 {
+		t.Errorf("kept are %d", got.Kept)
+	}
+	if open, err := s.db.HasOpenCode(t.Context(), "@alice:example.org", s.clock.Now()); err != nil || !open {
+		t.Errorf("there is no open code (%v)", err)
+	}
+	if again := keep(hex.EncodeToString(hash[:]), time.Hour); again.status != http.StatusConflict || again.problem(t).Refusal != "already_so" {
+		t.Errorf("again: %d %s", again.status, again.body)
+	}
+	for _, wrong := range []answer{keep("00", time.Hour), keep(strings.Repeat("0", 64), -time.Hour), keep(strings.Repeat("0", 64), 31*24*time.Hour)} {
+		if wrong.status != http.StatusUnprocessableEntity {
+			t.Errorf("got %d: %s", wrong.status, wrong.body)
+		}
 	}
 }

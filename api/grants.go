@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/hex"
 	"time"
 
 	"github.com/google/uuid"
@@ -129,7 +130,7 @@ func createCodes(c *call) (answer, error) {
 	if err := c.into(&asked); err != nil {
 		return answer{}, err
 	}
-	codes, err := c.deps.Engine.NewCodes(c.ctx, asked.UserIDs, seconds(asked.TTL), c.caller.actor, nil)
+	codes, err := c.deps.Engine.NewCodes(c.ctx, asked.UserIDs, seconds(asked.TTL), c.caller.actor)
 	if err != nil {
 		return answer{}, err
 	}
@@ -138,4 +139,38 @@ func createCodes(c *call) (answer, error) {
 		page.Items[i] = UserCode{code.UserID, code.Code.Reveal(), code.ExpiresAt}
 	}
 	return created(page), nil
+}
+
+// KeepRequest are codes that the caller made himself and holds: the server gets to know their hashes alone.
+type KeepRequest struct {
+	Codes     []CodeHash `json:"codes"`
+	ExpiresAt time.Time  `json:"expires_at"`
+}
+
+// CodeHash is the SHA-256, in hex, of the random part of a user's code.
+type CodeHash struct {
+	UserID id.UserID `json:"user_id"`
+	SHA256 string    `json:"sha256"`
+}
+
+// Kept is how many codes were kept.
+type Kept struct {
+	Kept int `json:"kept"`
+}
+
+func keepCodes(c *call) (answer, error) {
+	var asked KeepRequest
+	if err := c.into(&asked); err != nil {
+		return answer{}, err
+	}
+	codes := make([]relay.CodeHash, len(asked.Codes))
+	for i, code := range asked.Codes {
+		raw, err := hex.DecodeString(code.SHA256)
+		if err != nil || len(raw) != 32 {
+			return answer{}, invalid("codes[%d].sha256 is no SHA-256 in hex", i)
+		}
+		codes[i] = relay.CodeHash{UserID: code.UserID, SHA256: [32]byte(raw)}
+	}
+	err := c.deps.Engine.KeepCodes(c.ctx, codes, asked.ExpiresAt, c.caller.actor)
+	return created(Kept{len(codes)}), err
 }

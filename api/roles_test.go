@@ -42,6 +42,7 @@ var bodies = map[string]string{
 	"checkPolicy":      `{"document":{"rules":[]}}`,
 	"changeCampaign":   `{"rate":10}`,
 	"createCodes":      `{"user_ids":["@alice:example.org"]}`,
+	"keepCodes":        `{"codes":[{"user_id":"@alice:example.org","sha256":"00"}],"expires_at":"2026-01-01T00:00:00Z"}`,
 	"createGrant":      `{"users":"@*:example.org","proof":"x","max":1}`,
 }
 

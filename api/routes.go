@@ -49,6 +49,8 @@ func Routes() []Route {
 		{Method: http.MethodGet, Path: "/whoami", Operation: "getWhoami", Roles: everybody, do: getWhoami},
 		{Method: http.MethodGet, Path: "/status", Operation: "getStatus", Roles: everybody, do: getStatus},
 
+		{Method: http.MethodGet, Path: "/bot", Operation: "getBot", Roles: everybody, do: getBot},
+
 		{Method: http.MethodGet, Path: "/users", Operation: "listUsers", Roles: overview, do: listUsers},
 		{Method: http.MethodGet, Path: "/users/:user_id", Operation: "getUser", Roles: everybody, do: getUser},
 		{Method: http.MethodPost, Path: "/users/:user_id/codes", Operation: "createCode", Roles: helpers, Secret: true, do: createCode},
@@ -96,6 +98,7 @@ func Routes() []Route {
 		{Method: http.MethodPost, Path: "/campaigns/:campaign_id/abort", Operation: "abortCampaign", Roles: operators, do: abortCampaign},
 
 		{Method: http.MethodPost, Path: "/codes", Operation: "createCodes", Roles: admins, Secret: true, MaxBody: maxRoster, do: createCodes},
+		{Method: http.MethodPost, Path: "/codes/keep", Operation: "keepCodes", Roles: admins, MaxBody: maxRoster, do: keepCodes},
 		{Method: http.MethodGet, Path: "/grants", Operation: "listGrants", Roles: overview, do: listGrants},
 		{Method: http.MethodPost, Path: "/grants", Operation: "createGrant", Roles: admins, do: createGrant},
 		{Method: http.MethodPost, Path: "/grants/:grant_id/revoke", Operation: "revokeGrant", Roles: admins, do: revokeGrant},

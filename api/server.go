@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -146,4 +148,15 @@ func revokeToken(c *call) (answer, error) {
 		return answer{}, err
 	}
 	return done(), RevokeToken(c.ctx, c.deps.DB, c.deps.Now, c.param("name"), c.caller.actor)
+}
+
+// Bot is whom devices pin when they enroll; codes name it.
+type Bot struct {
+	UserID    id.UserID  `json:"user_id"`
+	MasterKey id.Ed25519 `json:"master_key"`
+}
+
+func getBot(c *call) (answer, error) {
+	user, key := c.deps.Engine.Bot()
+	return ok(Bot{user, key}), nil
 }

@@ -209,7 +209,7 @@ var vocabulary = []entry{
 	// Managed devices.
 	{CodeCreated, "An enrollment code was made for a user.",
 		people, []kindOfSubject{aUser, theUsers}, ofNone, yesNo,
-		[]field{because(RefusedNoUserID, RefusedLife, RefusedBounds), of("code", anIdentifier, "the number of the code, never the code"), of("expires_at", aTime, "when it ends")}},
+		[]field{because(RefusedNoUserID, RefusedAlreadySo, RefusedLife, RefusedBounds), of("code", anIdentifier, "the number of the code, never the code"), of("expires_at", aTime, "when it ends")}},
 	{CodeBurned, "Wrong codes were tried five times, so the open codes of the user are void.",
 		[]Role{Sender}, []kindOfSubject{aUser}, ofNone, []Outcome{Refused}, []field{because(RefusedWrongTries), of("codes", aNumber, "how many codes are void")}},
 	{DeviceEnrolled, "A device proved that it has its keys, is cross-signed, and was given the code, showed a proof that a grant is for, or was released by an admin; it is the user's managed device now.",

@@ -203,12 +203,16 @@ func (db *DB) PutCodes(ctx context.Context, codes []Code) error {
 	return nil
 }
 
-// HasCode reports whether a code with this hash was ever kept.
-func (db *DB) HasCode(ctx context.Context, hash [32]byte) (has bool, err error) {
-	if err = db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM enrollment_code WHERE sha256 = $1)`, hash[:]).Scan(&has); err != nil {
-		return false, fmt.Errorf("looking for an enrollment code: %w", err)
+// CountCodes is how many codes with one of these hashes were ever kept.
+func (db *DB) CountCodes(ctx context.Context, hashes [][32]byte) (n int, err error) {
+	raw := make([][]byte, len(hashes))
+	for i := range hashes {
+		raw[i] = hashes[i][:]
 	}
-	return has, nil
+	if err = db.QueryRow(ctx, `SELECT COUNT(*) FROM enrollment_code WHERE sha256 = ANY($1::bytea[])`, pq.Array(raw)).Scan(&n); err != nil {
+		return 0, fmt.Errorf("looking for enrollment codes: %w", err)
+	}
+	return n, nil
 }
 
 // LockCode finds a code by its hash and locks it until the transaction ends.

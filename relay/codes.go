@@ -45,28 +45,20 @@ func (e *Engine) NewCode(ctx context.Context, user id.UserID, life time.Duration
 	return code, nil
 }
 
-// NewCodes makes a code for each of these users, all or none. keep is called before they count, with all of them, for a
-// caller that must not lose them: what it writes is there when they do, and where it fails none is made. It is called at
-// most once, and may take a while; nil keeps nothing.
-func (e *Engine) NewCodes(ctx context.Context, users []id.UserID, life time.Duration, actor audit.Actor, keep func([]UserCode) error) ([]UserCode, error) {
+// NewCodes makes a code for each of these users, all or none.
+func (e *Engine) NewCodes(ctx context.Context, users []id.UserID, life time.Duration, actor audit.Actor) ([]UserCode, error) {
 	var codes []UserCode
 	event := audit.Event{Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUsers(), Outcome: audit.Accepted}
 	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
-		if len(users) == 0 || len(users) > maxCodes {
-			return refusal.New(refusal.Invalid, audit.RefusedBounds, "codes are made for 1 to %d users at once, and not for %d", maxCodes, len(users))
+		if err := countCodes(len(users)); err != nil {
+			return err
 		}
 		var events []audit.Event
 		var err error
 		if codes, events, err = e.makeCodes(ctx, users, life, actor); err != nil {
 			return err
 		}
-		if err := e.db.Append(ctx, events...); err != nil {
-			return err
-		}
-		if keep == nil {
-			return nil
-		}
-		return keep(codes)
+		return e.db.Append(ctx, events...)
 	})
 	if err != nil {
 		return nil, err
@@ -74,12 +66,78 @@ func (e *Engine) NewCodes(ctx context.Context, users []id.UserID, life time.Dura
 	return codes, nil
 }
 
+func countCodes(n int) error {
+	if n == 0 || n > maxCodes {
+		return refusal.New(refusal.Invalid, audit.RefusedBounds, "codes are made for 1 to %d users at once, and not for %d", maxCodes, n)
+	}
+	return nil
+}
+
+// CodeHash is a code that somebody else made, of which the server gets to know nothing but this.
+type CodeHash struct {
+	UserID id.UserID
+	SHA256 [32]byte
+}
+
+// KeepCodes takes codes that somebody made himself and holds already, all or none; protocol.NewCode says how they are made.
+// Where they are all there already it is refused (conflict), which for whoever asks again means that it was done.
+func (e *Engine) KeepCodes(ctx context.Context, codes []CodeHash, expires time.Time, actor audit.Actor) error {
+	event := audit.Event{Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUsers(), Outcome: audit.Accepted}
+	return refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
+		if err := countCodes(len(codes)); err != nil {
+			return err
+		}
+		now := e.now()
+		if life := expires.Sub(now); life <= 0 || life > maxCodeLife {
+			return refusal.New(refusal.Invalid, audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life.Round(time.Second))
+		}
+		hashes, rows := make([][32]byte, len(codes)), make([]postgres.Code, len(codes))
+		seen := make(map[[32]byte]bool, len(codes))
+		for i, c := range codes {
+			if _, _, err := c.UserID.Parse(); err != nil {
+				return refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", c.UserID, err)
+			}
+			if seen[c.SHA256] {
+				return refusal.New(refusal.Invalid, audit.RefusedBounds, "one code is there twice")
+			}
+			key, err := uuid.NewV7()
+			if err != nil {
+				return fmt.Errorf("making a code's id: %w", err)
+			}
+			hashes[i], seen[c.SHA256] = c.SHA256, true
+			rows[i] = postgres.Code{ID: key, UserID: c.UserID, SHA256: c.SHA256, CreatedAt: now, CreatedBy: actor.String(), ExpiresAt: expires}
+		}
+		if there, err := e.db.CountCodes(ctx, hashes); err != nil {
+			return err
+		} else if there > 0 {
+			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "%d of these %d codes are there already", there, len(codes))
+		}
+		if err := e.db.PutCodes(ctx, rows); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, codeEvents(rows, now, actor)...)
+	})
+}
+
+// codeEvents tell of new codes, by their numbers.
+func codeEvents(rows []postgres.Code, now time.Time, actor audit.Actor) []audit.Event {
+	events := make([]audit.Event, len(rows))
+	for i, row := range rows {
+		events[i] = audit.Event{Time: now, Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUser(row.UserID), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.ID("code", row.ID), audit.Time("expires_at", row.ExpiresAt)}}
+	}
+	return events
+}
+
+// Bot is whom devices pin when they enroll: the bot and its master key, from its own file and never from the homeserver.
+func (e *Engine) Bot() (id.UserID, id.Ed25519) { return e.bot, e.masterKey }
+
 func (e *Engine) makeCodes(ctx context.Context, users []id.UserID, life time.Duration, actor audit.Actor) ([]UserCode, []audit.Event, error) {
 	if life <= 0 || life > maxCodeLife {
 		return nil, nil, refusal.New(refusal.Invalid, audit.RefusedLife, "an enrollment code lives between a moment and 30 days, and not %s", life)
 	}
 	now := e.now()
-	codes, events, rows := make([]UserCode, len(users)), make([]audit.Event, len(users)), make([]postgres.Code, len(users))
+	codes, rows := make([]UserCode, len(users)), make([]postgres.Code, len(users))
 	for i, user := range users {
 		if _, _, err := user.Parse(); err != nil {
 			return nil, nil, refusal.New(refusal.Invalid, audit.RefusedNoUserID, "%q is not a Matrix user id (@name:server): %w", user, err)
@@ -94,8 +152,6 @@ func (e *Engine) makeCodes(ctx context.Context, users []id.UserID, life time.Dur
 		}
 		codes[i] = UserCode{user, code, now.Add(life)}
 		rows[i] = postgres.Code{ID: key, UserID: user, SHA256: code.Hash(), CreatedAt: now, CreatedBy: actor.String(), ExpiresAt: codes[i].ExpiresAt}
-		events[i] = audit.Event{Time: now, Actor: actor, Action: audit.CodeCreated, Subject: audit.OfUser(user), Outcome: audit.Accepted,
-			Detail: audit.Detail{audit.ID("code", key), audit.Time("expires_at", codes[i].ExpiresAt)}}
 	}
-	return codes, events, e.db.PutCodes(ctx, rows)
+	return codes, codeEvents(rows, now, actor), e.db.PutCodes(ctx, rows)
 }

@@ -439,6 +439,15 @@ type Attempt struct {
 	Stage    *string    `json:"stage,omitempty"`
 }
 
+// Bot defines model for Bot.
+type Bot struct {
+	// MasterKey Ed25519, unpadded base64
+	MasterKey string `json:"master_key"`
+
+	// UserId A Matrix user id, such as @alice:example.org
+	UserId UserID `json:"user_id"`
+}
+
 // Campaign defines model for Campaign.
 type Campaign struct {
 	ApprovedAt *time.Time `json:"approved_at,omitempty"`
@@ -855,6 +864,23 @@ type KMS struct {
 
 	// Version Empty while the device has not said which version its key became
 	Version string `json:"version"`
+}
+
+// KeepRequest defines model for KeepRequest.
+type KeepRequest struct {
+	Codes []struct {
+		// Sha256 In hex
+		Sha256 string `json:"sha256"`
+
+		// UserId A Matrix user id, such as @alice:example.org
+		UserId UserID `json:"user_id"`
+	} `json:"codes"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Kept defines model for Kept.
+type Kept struct {
+	Kept int `json:"kept"`
 }
 
 // Login defines model for Login.
@@ -1362,6 +1388,12 @@ type CreateCodesParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// KeepCodesParams defines parameters for KeepCodes.
+type KeepCodesParams struct {
+	// IdempotencyKey Within 24 hours the same request with the same key gets the same answer and has no other effect; another request with it gets 422 `idempotency_key_reused`.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetComplianceParams defines parameters for GetCompliance.
 type GetComplianceParams struct {
 	// At As it was at a time that is over, from the audit log (which leaves an event): a day, at its end; a time; or how long ago
@@ -1641,6 +1673,9 @@ type ApproveCampaignJSONRequestBody = ApproveRequest
 // CreateCodesJSONRequestBody defines body for CreateCodes for application/json ContentType.
 type CreateCodesJSONRequestBody = CodesRequest
 
+// KeepCodesJSONRequestBody defines body for KeepCodes for application/json ContentType.
+type KeepCodesJSONRequestBody = KeepRequest
+
 // CreateGrantJSONRequestBody defines body for CreateGrant for application/json ContentType.
 type CreateGrantJSONRequestBody = GrantRequest
 
@@ -1759,6 +1794,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /audit/events/{event_id} (the `GetEvent` operationId).
 	GetEvent(ctx context.Context, eventId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetBot The bot and its master key, which devices pin when they enroll
+	//
+	// Corresponds with GET /bot (the `GetBot` operationId).
+	GetBot(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListCampaigns Campaigns, newest first
 	//
@@ -1883,6 +1923,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /codes (the `CreateCodes` operationId).
 	CreateCodes(ctx context.Context, params *CreateCodesParams, body CreateCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// KeepCodesWithBody Take codes that the caller made himself and holds already, all or none
+	//
+	// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+	KeepCodesWithBody(ctx context.Context, params *KeepCodesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// KeepCodes Take codes that the caller made himself and holds already, all or none
+	//
+	// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+	KeepCodes(ctx context.Context, params *KeepCodesParams, body KeepCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetCompliance How many of the roster are current, always with both numbers
 	//
@@ -2263,6 +2321,21 @@ func (c *Client) GetEvent(ctx context.Context, eventId openapi_types.UUID, reqEd
 	return c.Client.Do(req)
 }
 
+// GetBot The bot and its master key, which devices pin when they enroll
+//
+// Corresponds with GET /bot (the `GetBot` operationId).
+func (c *Client) GetBot(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetBotRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListCampaigns Campaigns, newest first
 //
 // Corresponds with GET /campaigns (the `ListCampaigns` operationId).
@@ -2557,6 +2630,44 @@ func (c *Client) CreateCodesWithBody(ctx context.Context, params *CreateCodesPar
 // Corresponds with POST /codes (the `CreateCodes` operationId).
 func (c *Client) CreateCodes(ctx context.Context, params *CreateCodesParams, body CreateCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateCodesRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// KeepCodesWithBody Take codes that the caller made himself and holds already, all or none
+//
+// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+func (c *Client) KeepCodesWithBody(ctx context.Context, params *KeepCodesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewKeepCodesRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// KeepCodes Take codes that the caller made himself and holds already, all or none
+//
+// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+func (c *Client) KeepCodes(ctx context.Context, params *KeepCodesParams, body KeepCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewKeepCodesRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3657,6 +3768,33 @@ func NewGetEventRequest(server string, eventId openapi_types.UUID) (*http.Reques
 	return req, nil
 }
 
+// NewGetBotRequest constructs an http.Request for the GetBot method
+func NewGetBotRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/bot")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListCampaignsRequest constructs an http.Request for the ListCampaigns method
 func NewListCampaignsRequest(server string, params *ListCampaignsParams) (*http.Request, error) {
 	var err error
@@ -4288,6 +4426,61 @@ func NewCreateCodesRequestWithBody(server string, params *CreateCodesParams, con
 	}
 
 	operationPath := fmt.Sprintf("/codes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewKeepCodesRequest calls the generic KeepCodes builder with application/json body
+func NewKeepCodesRequest(server string, params *KeepCodesParams, body KeepCodesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewKeepCodesRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewKeepCodesRequestWithBody constructs an http.Request for the KeepCodes method, with any body, and a specified content type
+func NewKeepCodesRequestWithBody(server string, params *KeepCodesParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/codes/keep")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -6805,6 +6998,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /audit/events/{event_id} (the `GetEvent` operationId).
 	GetEventWithResponse(ctx context.Context, eventId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetEventResponse, error)
 
+	// GetBotWithResponse The bot and its master key, which devices pin when they enroll
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /bot (the `GetBot` operationId).
+	GetBotWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetBotResponse, error)
+
 	// ListCampaignsWithResponse Campaigns, newest first
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6940,6 +7140,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /codes (the `CreateCodes` operationId).
 	CreateCodesWithResponse(ctx context.Context, params *CreateCodesParams, body CreateCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateCodesResponse, error)
+
+	// KeepCodesWithBodyWithResponse Take codes that the caller made himself and holds already, all or none
+	//
+	// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+	KeepCodesWithBodyWithResponse(ctx context.Context, params *KeepCodesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*KeepCodesResponse, error)
+
+	// KeepCodesWithResponse Take codes that the caller made himself and holds already, all or none
+	//
+	// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+	KeepCodesWithResponse(ctx context.Context, params *KeepCodesParams, body KeepCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*KeepCodesResponse, error)
 
 	// GetComplianceWithResponse How many of the roster are current, always with both numbers
 	//
@@ -7460,6 +7678,61 @@ func (r GetEventResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetEventResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetBotResponseDefaultHeaders the declared response headers of an HTTP default response for GetBot
+type GetBotResponseDefaultHeaders struct {
+	RetryAfter *int
+}
+
+type GetBotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Bot
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetBotResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetBotResponse) GetJSON200() *Bot {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetBotResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetBotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetBotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetBotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetBotResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8134,6 +8407,61 @@ func (r CreateCodesResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateCodesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// KeepCodesResponseDefaultHeaders the declared response headers of an HTTP default response for KeepCodes
+type KeepCodesResponseDefaultHeaders struct {
+	RetryAfter *int
+}
+
+type KeepCodesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Kept
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *KeepCodesResponseDefaultHeaders
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r KeepCodesResponse) GetJSON201() *Kept {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r KeepCodesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r KeepCodesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r KeepCodesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r KeepCodesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r KeepCodesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10601,6 +10929,19 @@ func (c *ClientWithResponses) GetEventWithResponse(ctx context.Context, eventId 
 	return ParseGetEventResponse(rsp)
 }
 
+// GetBotWithResponse The bot and its master key, which devices pin when they enroll
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /bot (the `GetBot` operationId).
+func (c *ClientWithResponses) GetBotWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetBotResponse, error) {
+	rsp, err := c.GetBot(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetBotResponse(rsp)
+}
+
 // ListCampaignsWithResponse Campaigns, newest first
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10843,6 +11184,36 @@ func (c *ClientWithResponses) CreateCodesWithResponse(ctx context.Context, param
 		return nil, err
 	}
 	return ParseCreateCodesResponse(rsp)
+}
+
+// KeepCodesWithBodyWithResponse Take codes that the caller made himself and holds already, all or none
+//
+// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+func (c *ClientWithResponses) KeepCodesWithBodyWithResponse(ctx context.Context, params *KeepCodesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*KeepCodesResponse, error) {
+	rsp, err := c.KeepCodesWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseKeepCodesResponse(rsp)
+}
+
+// KeepCodesWithResponse Take codes that the caller made himself and holds already, all or none
+//
+// A code is `kh1.<bot's user id>.<its master key>.<16 random bytes>`, each part after the first unpadded URL-safe base64; the server gets to know the SHA-256 of the last part's text alone. Codes that are there already get 409 with the refusal `already_so`, which for whoever asks again means that it was done.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /codes/keep (the `KeepCodes` operationId).
+func (c *ClientWithResponses) KeepCodesWithResponse(ctx context.Context, params *KeepCodesParams, body KeepCodesJSONRequestBody, reqEditors ...RequestEditorFn) (*KeepCodesResponse, error) {
+	rsp, err := c.KeepCodes(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseKeepCodesResponse(rsp)
 }
 
 // GetComplianceWithResponse How many of the roster are current, always with both numbers
@@ -11687,6 +12058,52 @@ func ParseGetEventResponse(rsp *http.Response) (*GetEventResponse, error) {
 	return response, nil
 }
 
+// ParseGetBotResponse parses an HTTP response from a GetBotWithResponse call
+func ParseGetBotResponse(rsp *http.Response) (*GetBotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetBotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Bot
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetBotResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListCampaignsResponse parses an HTTP response from a ListCampaignsWithResponse call
 func ParseListCampaignsResponse(rsp *http.Response) (*ListCampaignsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -12246,6 +12663,52 @@ func ParseCreateCodesResponse(rsp *http.Response) (*CreateCodesResponse, error) 
 	switch {
 	case true:
 		var headers CreateCodesResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseKeepCodesResponse parses an HTTP response from a KeepCodesWithResponse call
+func ParseKeepCodesResponse(rsp *http.Response) (*KeepCodesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &KeepCodesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Kept
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers KeepCodesResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

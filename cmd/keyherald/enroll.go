@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/csv"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,26 +22,21 @@ import (
 
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/internal/atomicfile"
-	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
-	"github.com/keyherald/keyherald/relay"
 )
 
-func enrollCommand(load func() (config, error), r *remote) *cobra.Command {
+func enrollCommand(r *remote) *cobra.Command {
 	var userID, from, out string
 	var overwrite bool
 	var life time.Duration
 	cmd := &cobra.Command{Use: "enroll", Short: "Print a one-time code with which one managed device of a user enrolls; or make codes for a file of users", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if from != "" {
-				// Over the database: a code's file is there before its code, which no answer over a network can promise.
-				return withEngine(cmd.Context(), load, func(db *postgres.DB, engine *relay.Engine) error {
-					return enrollFrom(cmd.Context(), db, engine, from, out, overwrite, life, cmd.OutOrStdout())
-				})
-			}
 			c, err := r.connect()
 			if err != nil {
 				return err
+			}
+			if from != "" {
+				return enrollFrom(cmd.Context(), c, from, out, overwrite, life, cmd.OutOrStdout())
 			}
 			if life < time.Second {
 				return fmt.Errorf("--ttl is %s: write 24h", life)
@@ -70,11 +66,11 @@ type codeLine struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// enrollFrom makes a code for each user of a file. The codes are written, durably, beside the file that is asked for, then
-// they are committed, and then the file gets its name: so the named file never has a code that does not exist, and none that
-// exists is in no file. Where it was stopped between the two, the next run finds out which it was by looking for the codes in
-// the database, and only gives the file its name.
-func enrollFrom(ctx context.Context, db *postgres.DB, engine *relay.Engine, from, out string, overwrite bool, life time.Duration, say io.Writer) error {
+// enrollFrom makes a code for each user of a file. The codes are made here and written, durably, beside the file that is asked
+// for; then the server is given their hashes; and then the file gets its name. So the named file never has a code that does
+// not count, and none that counts is in no file. Where it was stopped in between, the next run finds the unnamed file, gives
+// the server the same hashes, which may have them already, and names it.
+func enrollFrom(ctx context.Context, c *client, from, out string, overwrite bool, life time.Duration, say io.Writer) error {
 	users, err := readUsers(from)
 	if err != nil {
 		return err
@@ -94,20 +90,28 @@ func enrollFrom(ctx context.Context, db *postgres.DB, engine *relay.Engine, from
 		return fmt.Errorf("another run writes codes into %s now: wait for it", filepath.Dir(out))
 	}
 	waiting := out + ".uncommitted"
-	left, err := leftBehind(ctx, db, waiting)
+	left, err := readCodes(waiting)
 	if err != nil {
 		return err
 	}
-	if left > 0 {
+	if len(left) > 0 {
+		if err := keepCodes(ctx, c, left, waiting); err != nil {
+			return err
+		}
 		if err := name(waiting, out, overwrite); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(say, "An earlier run made %d codes and was stopped before it named their file: it is %s now, and no others were made. Run the command again with another --out for new ones.\n", left, out)
+		_, err := fmt.Fprintf(say, "An earlier run made %d codes and was stopped before it named their file: it is %s now, and no others were made. Run the command again with another --out for new ones.\n", len(left), out)
 		return err
 	}
-	codes, err := engine.NewCodes(ctx, users, life, localActor(), func(codes []relay.UserCode) error { return writeCodes(waiting, codes) })
+	codes, err := makeCodes(ctx, c, users, life)
 	if err != nil {
-		// Whether a COMMIT whose answer was lost took place is found out by the next run: what was written stays.
+		return err
+	}
+	if err := writeCodes(waiting, codes); err != nil {
+		return err
+	}
+	if err := keepCodes(ctx, c, codes, waiting); err != nil {
 		return err
 	}
 	if err := name(waiting, out, overwrite); err != nil {
@@ -115,6 +119,47 @@ func enrollFrom(ctx context.Context, db *postgres.DB, engine *relay.Engine, from
 	}
 	_, err = fmt.Fprintf(say, "Wrote the codes of %d users to %s. Whoever reads that file can enroll a device of theirs: hand them out, and delete it.\n", len(codes), out)
 	return err
+}
+
+// makeCodes makes codes for the server's bot.
+func makeCodes(ctx context.Context, c *client, users []id.UserID, life time.Duration) ([]codeLine, error) {
+	var bot api.Bot
+	if err := c.do(ctx, http.MethodGet, "/bot", nil, &bot); err != nil {
+		return nil, err
+	}
+	expires := time.Now().Add(life).UTC().Truncate(time.Second)
+	codes := make([]codeLine, len(users))
+	for i, user := range users {
+		code, err := protocol.NewCode(bot.UserID, bot.MasterKey)
+		if err != nil {
+			return nil, err
+		}
+		codes[i] = codeLine{user, code.Reveal(), expires}
+	}
+	return codes, nil
+}
+
+// keepCodes gives the server the hashes of the codes of a file. One that is refused is of no use, and is removed; where it is
+// not known what became of them the file stays, and the next run asks again.
+func keepCodes(ctx context.Context, c *client, codes []codeLine, file string) error {
+	request := api.KeepRequest{Codes: make([]api.CodeHash, len(codes)), ExpiresAt: codes[0].ExpiresAt}
+	for i, line := range codes {
+		code, err := protocol.ParseCode(line.Code)
+		if err != nil {
+			return fmt.Errorf("%s is of an earlier run, and cannot be read: %w", file, err)
+		}
+		hash := code.Hash()
+		request.Codes[i] = api.CodeHash{UserID: line.UserID, SHA256: hex.EncodeToString(hash[:])}
+	}
+	err := c.do(ctx, http.MethodPost, "/codes/keep", request, nil)
+	refused := new(api.Problem)
+	switch {
+	case err == nil, errors.As(err, &refused) && refused.Refusal == "already_so":
+		return nil
+	case refused.Status >= 400 && refused.Status < 500 && refused.Status != http.StatusTooManyRequests:
+		return errors.Join(err, os.Remove(file))
+	}
+	return fmt.Errorf("it is not known whether the codes count, and they are in %s: run the command again: %w", file, err)
 }
 
 // readUsers reads the user ids of a CSV file whose first line may be user_id. Every line must be right.
@@ -161,7 +206,7 @@ func readUsers(path string) ([]id.UserID, error) {
 	return users, nil
 }
 
-func writeCodes(path string, codes []relay.UserCode) error {
+func writeCodes(path string, codes []codeLine) error {
 	file, err := atomicfile.Create(path, 0o600)
 	if err != nil {
 		return fmt.Errorf("writing the codes: %w", err)
@@ -169,7 +214,7 @@ func writeCodes(path string, codes []relay.UserCode) error {
 	buffered := bufio.NewWriter(file)
 	encoder := json.NewEncoder(buffered)
 	for _, c := range codes {
-		if err := encoder.Encode(codeLine{c.UserID, c.Code.Reveal(), c.ExpiresAt.UTC().Truncate(time.Second)}); err != nil {
+		if err := encoder.Encode(c); err != nil {
 			return errors.Join(fmt.Errorf("writing the codes: %w", err), file.Abort())
 		}
 	}
@@ -182,45 +227,23 @@ func writeCodes(path string, codes []relay.UserCode) error {
 	return nil
 }
 
-// leftBehind is how many codes are in the file of a run that was stopped, where they were made. Where none was, the file is
-// removed: all of them are made together.
-func leftBehind(ctx context.Context, db *postgres.DB, path string) (codes int, err error) {
+// readCodes are the codes in the file of a run that was stopped; none where there is no such file.
+func readCodes(path string) (codes []codeLine, err error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return nil, nil
 	} else if err != nil {
-		return 0, fmt.Errorf("looking for what an earlier run left: %w", err)
+		return nil, fmt.Errorf("looking for what an earlier run left: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	decoder := json.NewDecoder(file)
-	var first protocol.Code
-	for decoder.More() {
+	for decoder := json.NewDecoder(file); decoder.More(); {
 		var line codeLine
 		if err := decoder.Decode(&line); err != nil {
-			return 0, fmt.Errorf("%s is of an earlier run, and cannot be read: look what it is, and move it away", path)
+			return nil, fmt.Errorf("%s is of an earlier run, and cannot be read: look what it is, and move it away", path)
 		}
-		code, err := protocol.ParseCode(line.Code)
-		if err != nil {
-			return 0, fmt.Errorf("%s is of an earlier run, and cannot be read: %w", path, err)
-		}
-		if codes == 0 {
-			first = code
-		}
-		codes++
+		codes = append(codes, line)
 	}
-	made := false
-	if codes > 0 {
-		if made, err = db.HasCode(ctx, first.Hash()); err != nil {
-			return 0, err
-		}
-	}
-	if made {
-		return codes, nil
-	}
-	if err := os.Remove(path); err != nil {
-		return 0, fmt.Errorf("removing what an earlier run left: %w", err)
-	}
-	return 0, nil
+	return codes, nil
 }
 
 // name gives a durable file its name, and makes that last.

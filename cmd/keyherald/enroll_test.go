@@ -14,28 +14,26 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
-	"github.com/keyherald/keyherald/relay"
 )
 
-// codeDesk is where codes are made: a database, an engine, and a directory.
+// codeDesk is where codes are made: a server with its database, an admin's client, and a directory.
 type codeDesk struct {
 	db     *postgres.DB
-	engine *relay.Engine
+	client *client
 	dir    string
 }
 
 func newCodeDesk(t *testing.T) *codeDesk {
 	t.Helper()
-	r := newRoom(t)
+	r := withBot(t, newRoom(t))
 	db, err := postgres.Open(t.Context(), r.Database.WriterURL)
 	check(t, err)
 	t.Cleanup(func() { _ = db.Close() })
-	engine, err := relay.New(relay.Config{DB: db, BotUserID: "@keyherald:example.org", BotMasterKey: id.Ed25519(strings.Repeat("A", 43))})
+	c, err := remote{server: r.server(t), tokenFile: r.path("admin.token")}.connect()
 	check(t, err)
-	return &codeDesk{db, engine, t.TempDir()}
+	return &codeDesk{db, c, t.TempDir()}
 }
 
 func (o *codeDesk) path(name string) string { return filepath.Join(o.dir, name) }
@@ -44,7 +42,7 @@ func (o *codeDesk) enroll(t *testing.T, users string, overwrite bool) (said stri
 	t.Helper()
 	check(t, os.WriteFile(o.path("users.csv"), []byte(users), 0o600))
 	var out bytes.Buffer
-	err = enrollFrom(t.Context(), o.db, o.engine, o.path("users.csv"), o.path("codes.jsonl"), overwrite, time.Hour, &out)
+	err = enrollFrom(t.Context(), o.client, o.path("users.csv"), o.path("codes.jsonl"), overwrite, time.Hour, &out)
 	return out.String(), err
 }
 
@@ -69,7 +67,7 @@ func (o *codeDesk) codes(t *testing.T, name string) map[id.UserID]bool {
 		}
 		code, err := protocol.ParseCode(line.Code)
 		check(t, err)
-		if made, err := o.db.HasCode(t.Context(), code.Hash()); err != nil || !made {
+		if n, err := o.db.CountCodes(t.Context(), [][32]byte{code.Hash()}); err != nil || n != 1 {
 			t.Errorf("the code of %s does not exist: %v", line.UserID, err)
 		}
 		users[line.UserID] = true
@@ -129,40 +127,46 @@ func TestABadLineIsNamedAndNothingIsMade(t *testing.T) {
 	}
 }
 
-// Wherever it is stopped, no code is lost, and the named file has none that does not exist.
+// Wherever it is stopped, no code is lost, and the named file has none that does not count.
 func TestARunThatWasStoppedLosesNoCodes(t *testing.T) {
+	for name, test := range map[string]struct {
+		counts bool // whether the server had heard of the codes
+	}{"before the server had heard": {false}, "before the file had its name": {true}} {
+		t.Run(name, func(t *testing.T) {
+			o := newCodeDesk(t)
+			waiting := o.path("codes.jsonl.uncommitted")
+			codes, err := makeCodes(t.Context(), o.client, []id.UserID{"@alice:example.org", "@bob:example.org"}, time.Hour)
+			check(t, err)
+			check(t, writeCodes(waiting, codes))
+			if test.counts {
+				check(t, keepCodes(t.Context(), o.client, codes, waiting))
+			}
+			said, err := o.enroll(t, "@dave:example.org\n", false)
+			check(t, err)
+			if got := o.codes(t, "codes.jsonl"); len(got) != 2 || !got["@alice:example.org"] || !strings.Contains(said, "An earlier run made 2 codes") {
+				t.Errorf("the file has %v, and it says %q", got, said)
+			}
+			if codes, events := o.count(t); codes != 2 || events != 2 {
+				t.Errorf("there are %d codes and %d events", codes, events)
+			}
+			if _, err := os.Stat(waiting); err == nil {
+				t.Error("the unnamed file is still there")
+			}
+		})
+	}
+}
+
+func TestCodesThatAreRefusedLeaveNoFile(t *testing.T) {
 	o := newCodeDesk(t)
-	users := []id.UserID{"@alice:example.org", "@bob:example.org"}
-	waiting := o.path("codes.jsonl.uncommitted")
-	stopped := errors.New("stopped")
-
-	_, err := o.engine.NewCodes(t.Context(), users, time.Hour, keyheraldtest.Admin(), func(codes []relay.UserCode) error {
-		check(t, writeCodes(waiting, codes))
-		return stopped
-	})
-	if !errors.Is(err, stopped) {
-		t.Fatalf("got %v", err)
+	check(t, os.WriteFile(o.path("users.csv"), []byte("@alice:example.org\n"), 0o600))
+	err := enrollFrom(t.Context(), o.client, o.path("users.csv"), o.path("codes.jsonl"), false, 31*24*time.Hour, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "30 days") {
+		t.Errorf("got %v", err)
 	}
-	said, err := o.enroll(t, "@carol:example.org\n", false)
+	left, err := filepath.Glob(o.path("codes.jsonl*"))
 	check(t, err)
-	if got := o.codes(t, "codes.jsonl"); len(got) != 1 || !got["@carol:example.org"] {
-		t.Errorf("after a run that was stopped before its commit the file has %v: %s", got, said)
-	}
-	check(t, os.Remove(o.path("codes.jsonl")))
-
-	_, err = o.engine.NewCodes(t.Context(), users, time.Hour, keyheraldtest.Admin(), func(codes []relay.UserCode) error { return writeCodes(waiting, codes) })
-	check(t, err)
-	before, _ := o.count(t)
-	said, err = o.enroll(t, "@dave:example.org\n", false)
-	check(t, err)
-	if got := o.codes(t, "codes.jsonl"); len(got) != 2 || !got["@alice:example.org"] || !strings.Contains(said, "An earlier run made 2 codes") {
-		t.Errorf("after a run that was stopped behind its commit the file has %v, and it says %q", got, said)
-	}
-	if after, _ := o.count(t); after != before {
-		t.Errorf("%d codes were made beside them", after-before)
-	}
-	if _, err := os.Stat(waiting); err == nil {
-		t.Error("the unnamed file is still there")
+	if codes, _ := o.count(t); codes != 0 || len(left) != 0 {
+		t.Errorf("there are %d codes, and %v", codes, left)
 	}
 }
 
