@@ -29,15 +29,17 @@ func (s *server) watchPath(path string, role api.Role, last string) <-chan sse {
 	if last != "" {
 		request.Header.Set("Last-Event-ID", last)
 	}
-	response, err := s.http.Do(request)
-	check(s.t, err)
-	if response.StatusCode != http.StatusOK {
-		s.t.Fatalf("the stream is answered with %d", response.StatusCode)
-	}
 	events := make(chan sse, 100)
+	opened := make(chan int, 1)
 	go func() {
 		defer close(events)
+		response, err := s.http.Do(request)
+		if err != nil {
+			opened <- 0
+			return
+		}
 		defer func() { _ = response.Body.Close() }()
+		opened <- response.StatusCode
 		var e sse
 		lines := bufio.NewScanner(response.Body)
 		for lines.Scan() {
@@ -57,6 +59,9 @@ func (s *server) watchPath(path string, role api.Role, last string) <-chan sse {
 			}
 		}
 	}()
+	if status := <-opened; status != http.StatusOK {
+		s.t.Fatalf("the stream is answered with %d", status)
+	}
 	return events
 }
 

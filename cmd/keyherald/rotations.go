@@ -25,13 +25,6 @@ func versionOf(r api.Rotation) string {
 	return r.KMS.Version
 }
 
-func optional(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
 // at is a time that may be missing.
 func at(t *time.Time) string {
 	if t == nil {
