@@ -162,9 +162,10 @@ func (s *sealedLog) whole(ctx context.Context) error {
 	return nil
 }
 
-// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and the same with a
-// hash chain over them, whose events have the place that a reader walks it by. The statements are prepared as the log's is:
-// the chain above all would be slower without, since its head stays locked meanwhile.
+// plainLog is two tables with the same columns and keys as the log's, and nothing that watches them; and beside them the log as
+// it would be with a hash chain in place of queue, signer and tree: the same tables, guards and auditors' indexes, and for
+// each event its place in the chain. The statements are prepared as the log's is: the chain above all would be slower
+// without, since its head stays locked meanwhile.
 type plainLog struct {
 	database
 	inserting, heading, chaining *sql.Stmt
@@ -179,10 +180,19 @@ func newPlain(ctx context.Context, cluster *keyheraldtest.Postgres) (*plainLog, 
 	if err != nil {
 		return nil, err
 	}
+	// For the functions that the indexes are made of.
+	if err := db.Migrate(ctx, made.Roles(), keyheraldtest.Admin(), ""); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	_, err = db.Exec(ctx, `CREATE TABLE event (id UUID PRIMARY KEY, body BYTEA NOT NULL);
 		CREATE TABLE detail (event_id UUID PRIMARY KEY REFERENCES event (id), salt BYTEA NOT NULL, detail BYTEA NOT NULL);
 		CREATE TABLE chained (id UUID PRIMARY KEY, body BYTEA NOT NULL, place BIGINT NOT NULL UNIQUE, hash BYTEA NOT NULL);
 		CREATE TABLE chained_detail (event_id UUID PRIMARY KEY REFERENCES chained (id), salt BYTEA NOT NULL, detail BYTEA NOT NULL);
+		CREATE INDEX chained_rotation ON chained (audit_rotation(body));
+		CREATE INDEX chained_notable ON chained (id) WHERE audit_notable(body);
+		CREATE INDEX chained_time ON chained USING brin (audit_time(body)) WITH (autosummarize = on);
+		CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON chained FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only();
+		CREATE TRIGGER append_only BEFORE UPDATE OR TRUNCATE ON chained_detail FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only();
 		CREATE TABLE head (one INTEGER PRIMARY KEY, place BIGINT NOT NULL, hash BYTEA NOT NULL); INSERT INTO head VALUES (1, 0, sha256(''))`)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
