@@ -13,9 +13,9 @@ import (
 	"github.com/keyherald/keyherald/postgres"
 )
 
-func auditCommand(load func() (config, error)) *cobra.Command {
+func auditCommand(load func() (config, error), r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "The audit log"}
-	cmd.AddCommand(auditList(load), auditShow(load), auditFollow(load), auditExport(load), auditReport(load), auditVerify(load), auditCheckpoint(load), auditProve(load),
+	cmd.AddCommand(auditList(load, r), auditShow(load, r), auditFollow(load), auditExport(load), auditReport(load), auditVerify(load), auditCheckpoint(load), auditProve(load),
 		auditCompleteness(load), auditRedact(load), auditKeygen(), auditAcceptLoss(load))
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
@@ -102,7 +103,7 @@ func periodFields(since, until time.Time) (fields []audit.Field) {
 	return fields
 }
 
-func auditList(load func() (config, error)) *cobra.Command {
+func auditList(load func() (config, error), r *remote) *cobra.Command {
 	var flags listFlags
 	cmd := tool(load, "list", "Print events, oldest first: what is asked for, or the newest", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
 		filter, asked, err := flags.filter(time.Now())
@@ -111,6 +112,13 @@ func auditList(load func() (config, error)) *cobra.Command {
 		}
 		return t.list(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), filter, asked, flags.asJSON)
 	})
+	byDatabase := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !r.meant(cmd) {
+			return byDatabase(cmd, args)
+		}
+		return r.listEvents(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), flags)
+	}
 	cmd.Flags().StringVar(&flags.rotation, "rotation", "", "only this rotation's")
 	cmd.Flags().StringVar(&flags.user, "user", "", "only what this user or his devices did or underwent, and his rotations")
 	cmd.Flags().StringVar(&flags.actor, "actor", "", "only this actor's, such as relay, source:NAME, local:USER@HOST, or a user with all his devices")
@@ -151,6 +159,10 @@ func printEvent(to io.Writer, record audit.Record) error {
 	if err != nil {
 		return err
 	}
+	return printLine(to, line)
+}
+
+func printLine(to io.Writer, line export.Line) error {
 	detail := string(line.Detail)
 	if line.Detail == nil {
 		detail = "(no detail)"
@@ -158,26 +170,14 @@ func printEvent(to io.Writer, record audit.Record) error {
 	if line.RedactedBy != nil {
 		detail = "(redacted)"
 	}
-	_, err = fmt.Fprintf(to, "%s  %s  %-28s %-18s %s → %s  %s\n", line.Time, line.ID, plain(string(line.Action)), plain(string(line.Outcome)), plain(line.Actor), plain(line.Subject), plain(detail))
+	_, err := fmt.Fprintf(to, "%s  %s  %-28s %-18s %s → %s  %s\n", line.Time, line.ID, plain(string(line.Action)), plain(string(line.Outcome)), plain(line.Actor), plain(line.Subject), plain(detail))
 	return err
 }
 
 // eventView is one event as `audit show --json` prints it.
-type eventView struct {
-	export.Line
-	Sealed bool `json:"sealed"`
-	// Checkpoint is the first one that covers the event.
-	Checkpoint *checkpointView `json:"checkpoint,omitempty"`
-	Redacted   bool            `json:"redacted"`
-}
+type eventView struct{ api.Event }
 
-type checkpointView struct {
-	Origin   string    `json:"origin"`
-	Size     int64     `json:"size"`
-	SignedAt time.Time `json:"signed_at"`
-}
-
-func auditShow(load func() (config, error)) *cobra.Command {
+func auditShow(load func() (config, error), r *remote) *cobra.Command {
 	var asJSON bool
 	cmd := tool(load, "show EVENT", "Show one event, by its id or leaf index: its detail, and which checkpoint covers it", cobra.ExactArgs(1), func(cmd *cobra.Command, t *auditTools, args []string) error {
 		ctx := cmd.Context()
@@ -192,13 +192,15 @@ func auditShow(load func() (config, error)) *cobra.Command {
 		if err := t.record(ctx, audit.LogRead, audit.CommandShow, audit.ID("event", record.ID)); err != nil {
 			return err
 		}
-		if asJSON {
-			encoder := json.NewEncoder(cmd.OutOrStdout())
-			encoder.SetIndent("", "  ")
-			return encoder.Encode(view)
-		}
-		return view.print(cmd.OutOrStdout())
+		return view.show(cmd.OutOrStdout(), asJSON)
 	})
+	byDatabase := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !r.meant(cmd) {
+			return byDatabase(cmd, args)
+		}
+		return r.showEvent(cmd.Context(), cmd.OutOrStdout(), args[0], asJSON)
+	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -208,15 +210,24 @@ func (t *auditTools) view(ctx context.Context, record audit.Record) (eventView, 
 	if err != nil {
 		return eventView{}, err
 	}
-	view := eventView{Line: line, Sealed: record.Index != audit.Unsealed, Redacted: record.RedactedBy != uuid.Nil}
+	view := eventView{api.Event{Line: line, Sealed: record.Index != audit.Unsealed, Redacted: record.RedactedBy != uuid.Nil}}
 	if !view.Sealed {
 		return view, nil
 	}
 	c, ok, err := t.read.CheckpointCovering(ctx, record.Index)
 	if ok {
-		view.Checkpoint = &checkpointView{checkpoint.Origin(t.logName(), c.Epoch), c.Size, c.At.UTC()}
+		view.Checkpoint = &api.Checkpoint{Origin: checkpoint.Origin(t.logName(), c.Epoch), Size: c.Size, SignedAt: c.At.UTC()}
 	}
 	return view, err
+}
+
+func (v eventView) show(out io.Writer, asJSON bool) error {
+	if asJSON {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(v)
+	}
+	return v.print(out)
 }
 
 func (v eventView) print(out io.Writer) error {
