@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -41,7 +42,9 @@ func (a *Account) login(ctx context.Context) error {
 		return fmt.Errorf("making the Matrix client: %w", err)
 	}
 	client.DeviceID, client.DefaultHTTPRetries = kept.DeviceID, 0
-	a.refreshing(client, kept)
+	if kept.RefreshToken != "" {
+		client.Client = &http.Client{Timeout: client.Client.Timeout, Transport: &renewing{account: a, next: http.DefaultTransport, kept: kept}}
+	}
 	a.client = client
 	return nil
 }

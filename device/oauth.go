@@ -150,41 +150,45 @@ func (a *Account) checkWhose(ctx context.Context, got credentials) error {
 	return nil
 }
 
-// refreshing has the client renew its access token before it expires. The new tokens are kept before the first of them
-// is used, since the authorization server gives a refresh token once.
-func (a *Account) refreshing(client *mautrix.Client, kept credentials) {
-	if kept.RefreshToken == "" {
-		return
-	}
-	expiry := kept.Expiry
-	if expiry.IsZero() {
-		// No word on its end: it is good until the homeserver refuses it.
-		expiry = time.Now().AddDate(100, 0, 0)
-	}
-	client.SaveNewToken = func(ctx context.Context, refreshToken, accessToken string, expiry time.Time) error {
-		fresh := kept
-		fresh.RefreshToken, fresh.AccessToken, fresh.Expiry = refreshToken, accessToken, expiry
-		// Once the server has given them, the old ones are worth nothing: no cancelled request may lose them.
-		return a.keepCredentials(context.WithoutCancel(ctx), fresh)
-	}
-	client.OAuthSetTokens(kept.ClientID, kept.RefreshToken, kept.AccessToken, expiry)
-}
-
 // refresh renews a token that was refused. Where the refresh token is refused too, a person has to authorize anew.
 func (a *Account) refresh(ctx context.Context, kept credentials) (credentials, error) {
-	client, err := mautrix.NewClient(a.config.Homeserver, a.config.UserID, kept.AccessToken)
-	if err != nil {
-		return kept, fmt.Errorf("making the Matrix client: %w", err)
-	}
-	a.refreshing(client, kept)
-	const always = 200 * 365 * 24 * time.Hour
-	err = client.OAuthRefreshToken(ctx, always)
+	got, err := a.renewed(ctx, kept)
 	if reason := finalLogin(err); reason != "" {
 		return kept, a.endAccount(ctx, reason, err)
 	} else if err != nil {
 		return kept, fmt.Errorf("renewing the access token: %w", err)
 	}
-	return a.credentials(ctx)
+	return got, nil
+}
+
+// renewalTimeout bounds a renewal, which nobody who waits for it can cut short.
+const renewalTimeout = 30 * time.Second
+
+// renewed are the credentials after a renewal. The new refresh token is written down before the access token that came
+// with it is used, by a client of its own. Once the authorization server was asked, the old tokens may be worth nothing, so
+// whoever stops the device meanwhile waits for the answer.
+func (a *Account) renewed(ctx context.Context, kept credentials) (credentials, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewalTimeout)
+	defer cancel()
+	client, err := mautrix.NewClient(a.config.Homeserver, a.config.UserID, kept.AccessToken)
+	if err != nil {
+		return kept, fmt.Errorf("making the Matrix client: %w", err)
+	}
+	fresh := kept
+	client.SaveNewToken = func(ctx context.Context, refreshToken, accessToken string, expiry time.Time) error {
+		if !expiry.After(time.Now()) {
+			// No word on its end: it is good until the homeserver refuses it.
+			expiry = time.Time{}
+		}
+		fresh.RefreshToken, fresh.AccessToken, fresh.Expiry = refreshToken, accessToken, expiry
+		return a.keepCredentials(ctx, fresh)
+	}
+	client.OAuthSetTokens(kept.ClientID, kept.RefreshToken, kept.AccessToken, time.Now())
+	const always = 200 * 365 * 24 * time.Hour
+	if err := client.OAuthRefreshToken(ctx, always); err != nil {
+		return kept, err
+	}
+	return fresh, nil
 }
 
 // oauthError keeps what a server wrote into an error's body out of the program's own.

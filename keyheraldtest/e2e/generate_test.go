@@ -61,6 +61,7 @@ func TestADeviceMakesTheKeyItselfAndTheKMSsWordAboutItIsAnEcho(t *testing.T) {
 	if n := pushesOf(t, excluded, key); n != 0 {
 		t.Errorf("the excluded device got %d pushes", n)
 	}
+	wait(t, "the status with the old key backup", func() bool { return len(w.status(t).OldBackups) > 0 })
 	old := w.status(t).OldBackups
 	if len(old) != 1 || time.Until(old[0].Until.Time()) > time.Hour {
 		t.Errorf("the old key backups are %+v", old)
