@@ -59,20 +59,7 @@ func scanCampaign(row interface{ Scan(...any) error }) (Campaign, error) {
 }
 
 func (db *DB) campaigns(ctx context.Context, where string, args ...any) ([]Campaign, error) {
-	rows, err := db.Query(ctx, `SELECT `+campaignColumns+` FROM campaign c WHERE `+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading the campaigns: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var campaigns []Campaign
-	for rows.Next() {
-		c, err := scanCampaign(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the campaigns: %w", err)
-		}
-		campaigns = append(campaigns, c)
-	}
-	return campaigns, rows.Err()
+	return collect(ctx, db, "the campaigns", scanCampaign, `SELECT `+campaignColumns+` FROM campaign c WHERE `+where, args...)
 }
 
 // CampaignFilter says which campaigns are listed, newest first.

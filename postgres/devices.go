@@ -59,20 +59,7 @@ func (db *DB) Devices(ctx context.Context, user id.UserID) ([]Device, error) {
 }
 
 func (db *DB) devices(ctx context.Context, where string, args ...any) ([]Device, error) {
-	rows, err := db.Query(ctx, `SELECT `+deviceColumns+` FROM device WHERE `+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading the devices: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var devices []Device
-	for rows.Next() {
-		device, err := scanDevice(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the devices: %w", err)
-		}
-		devices = append(devices, device)
-	}
-	return devices, rows.Err()
+	return collect(ctx, db, "the devices", scanDevice, `SELECT `+deviceColumns+` FROM device WHERE `+where, args...)
 }
 
 // Device reads one device.

@@ -61,20 +61,7 @@ func scanGrant(row interface{ Scan(...any) error }) (g Grant, err error) {
 }
 
 func (db *DB) grants(ctx context.Context, where string, args ...any) ([]Grant, error) {
-	rows, err := db.Query(ctx, `SELECT `+grantColumns+` FROM enrollment_grant WHERE `+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading the grants: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var grants []Grant
-	for rows.Next() {
-		g, err := scanGrant(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the grants: %w", err)
-		}
-		grants = append(grants, g)
-	}
-	return grants, rows.Err()
+	return collect(ctx, db, "the grants", scanGrant, `SELECT `+grantColumns+` FROM enrollment_grant WHERE `+where, args...)
 }
 
 // PutGrant keeps a new grant.

@@ -52,20 +52,7 @@ func scanReenrollment(row interface{ Scan(...any) error }) (r Reenrollment, err 
 }
 
 func (db *DB) reenrollments(ctx context.Context, where string, args ...any) ([]Reenrollment, error) {
-	rows, err := db.Query(ctx, reenrollmentSelect+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading who asks to be enrolled again: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var all []Reenrollment
-	for rows.Next() {
-		r, err := scanReenrollment(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading who asks to be enrolled again: %w", err)
-		}
-		all = append(all, r)
-	}
-	return all, rows.Err()
+	return collect(ctx, db, "who asks to be enrolled again", scanReenrollment, reenrollmentSelect+where, args...)
 }
 
 // ReenrollmentFilter is which are listed, and from where on: After is the last of the page before, and Limit 0 is all.

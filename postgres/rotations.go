@@ -68,20 +68,7 @@ func (db *DB) AllRotations(ctx context.Context) ([]Rotation, error) {
 }
 
 func (db *DB) rotations(ctx context.Context, where string, args ...any) ([]Rotation, error) {
-	rows, err := db.Query(ctx, `SELECT `+rotationColumns+` FROM rotation r WHERE `+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading the rotations: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var rotations []Rotation
-	for rows.Next() {
-		r, err := scanRotation(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the rotations: %w", err)
-		}
-		rotations = append(rotations, r)
-	}
-	return rotations, rows.Err()
+	return collect(ctx, db, "the rotations", scanRotation, `SELECT `+rotationColumns+` FROM rotation r WHERE `+where, args...)
 }
 
 // Rotation reads a rotation; ok is false if there is none.

@@ -62,20 +62,7 @@ func (db *DB) TokenByHash(ctx context.Context, hash [32]byte) (t Token, ok bool,
 
 // Tokens lists all tokens, by their names.
 func (db *DB) Tokens(ctx context.Context) ([]Token, error) {
-	rows, err := db.Query(ctx, `SELECT `+tokenColumns+` FROM api_token ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("reading the API tokens: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var tokens []Token
-	for rows.Next() {
-		t, err := scanToken(rows)
-		if err != nil {
-			return nil, fmt.Errorf("reading the API tokens: %w", err)
-		}
-		tokens = append(tokens, t)
-	}
-	return tokens, rows.Err()
+	return collect(ctx, db, "the API tokens", scanToken, `SELECT `+tokenColumns+` FROM api_token ORDER BY name`)
 }
 
 // RevokeToken ends a token. known is false where there is none of that name, and revoked where it was ended before.
