@@ -164,18 +164,7 @@ func (b CampaignBounds) change() enforce.CampaignChange {
 func (r CampaignRequest) parameters() campaign.Parameters {
 	p := campaign.Parameters{Kind: r.Kind, Who: campaign.Who{All: r.Who.All, Globs: r.Who.Globs, Users: r.Who.Users, Except: r.Who.Except}, KMS: r.KMS, Path: r.Path, KeyReason: r.KeyReason,
 		Exclude: r.Exclude, Waves: r.Waves, Reason: r.Reason, Ticket: r.Ticket}
-	change := r.change()
-	for _, number := range []struct{ to, from *int }{{&p.PassPercent, change.PassPercent}, {&p.MaxWaiting, change.MaxWaiting}, {&p.MaxFailures, change.MaxFailures}, {&p.Rate, change.Rate}} {
-		if number.from != nil {
-			*number.to = *number.from
-		}
-	}
-	if change.MaxWait != nil {
-		p.MaxWait = *change.MaxWait
-	}
-	if change.MaxLatency != nil {
-		p.MaxLatency = *change.MaxLatency
-	}
+	r.change().Apply(&p)
 	return p
 }
 

@@ -107,6 +107,21 @@ type CampaignChange struct {
 	MaxWait, MaxLatency                        *time.Duration
 }
 
+// Apply puts what is to be changed into parameters, which are then to be checked.
+func (change CampaignChange) Apply(p *campaign.Parameters) {
+	for _, number := range []struct{ to, from *int }{{&p.PassPercent, change.PassPercent}, {&p.MaxWaiting, change.MaxWaiting}, {&p.MaxFailures, change.MaxFailures}, {&p.Rate, change.Rate}} {
+		if number.from != nil {
+			*number.to = *number.from
+		}
+	}
+	if change.MaxWait != nil {
+		p.MaxWait = *change.MaxWait
+	}
+	if change.MaxLatency != nil {
+		p.MaxLatency = *change.MaxLatency
+	}
+}
+
 // ChangeCampaign changes how a campaign goes. Whatever was approved of it is void.
 func (e *Enforcer) ChangeCampaign(ctx context.Context, key uuid.UUID, change CampaignChange, actor audit.Actor) (postgres.Campaign, error) {
 	return e.change(ctx, key, audit.CampaignChanged, actor, func(ctx context.Context, c *postgres.Campaign, event *audit.Event) error {
@@ -114,17 +129,7 @@ func (e *Enforcer) ChangeCampaign(ctx context.Context, key uuid.UUID, change Cam
 			return refusal.New(refusal.Conflict, audit.RefusedCampaignState, "campaign %s is %s: it can be changed while it waits for approval or is paused", c.ID, c.State)
 		}
 		p := &c.Parameters
-		for _, number := range []struct{ to, from *int }{{&p.PassPercent, change.PassPercent}, {&p.MaxWaiting, change.MaxWaiting}, {&p.MaxFailures, change.MaxFailures}, {&p.Rate, change.Rate}} {
-			if number.from != nil {
-				*number.to = *number.from
-			}
-		}
-		if change.MaxWait != nil {
-			p.MaxWait = *change.MaxWait
-		}
-		if change.MaxLatency != nil {
-			p.MaxLatency = *change.MaxLatency
-		}
+		change.Apply(p)
 		if err := p.Check(); err != nil {
 			return refusal.New(refusal.Invalid, audit.RefusedParameters, "%w", err)
 		}
