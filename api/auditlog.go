@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -43,14 +42,6 @@ func eventOf(record audit.Record) (Event, error) {
 	return Event{Line: line, Sealed: record.Index != audit.Unsealed, Redacted: record.RedactedBy != uuid.Nil}, err
 }
 
-var (
-	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
-	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
-)
-
-// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
-const maxFilter = 300
-
 // eventFilter reads what events are asked for; asked is what the log keeps of it.
 func (c *call) eventFilter() (f postgres.EventFilter, limit int, filters string, asked []audit.Field, err error) {
 	q := c.query()
@@ -64,15 +55,15 @@ func (c *call) eventFilter() (f postgres.EventFilter, limit int, filters string,
 		asked = append(asked, audit.ID("user", id.UserID(f.User)))
 	}
 	if f.Actor = q.text("actor"); f.Actor != "" {
-		if len(f.Actor) > maxFilter {
-			q.fail("actor", fmt.Sprintf("write at most %d bytes", maxFilter))
+		if len(f.Actor) > postgres.MaxFilter {
+			q.fail("actor", fmt.Sprintf("write at most %d bytes", postgres.MaxFilter))
 		}
 		asked = append(asked, audit.ID("actor", audit.Filter(f.Actor)))
 	}
 	if text := q.text("action"); text != "" {
 		var actions []audit.Filter
 		for action := range strings.SplitSeq(text, ",") {
-			if !actionPattern.MatchString(action) || len(action) > maxFilter {
+			if !postgres.IsActionFilter(action) {
 				q.fail("action", "write actions such as rotation.done, or rotation.* for all of them, with commas between them")
 				continue
 			}
@@ -81,7 +72,7 @@ func (c *call) eventFilter() (f postgres.EventFilter, limit int, filters string,
 		asked = append(asked, audit.IDs("actions", actions))
 	}
 	if f.Outcome = q.text("outcome"); f.Outcome != "" {
-		if !outcomePattern.MatchString(f.Outcome) || len(f.Outcome) > maxFilter {
+		if !postgres.IsOutcomeFilter(f.Outcome) {
 			q.fail("outcome", "write accepted, refused, failed or reported_by_device")
 		}
 		asked = append(asked, audit.Word("outcome", audit.Outcome(f.Outcome)))

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"iter"
+	"regexp"
 	"strings"
 	"time"
 
@@ -37,6 +38,24 @@ type EventFilter struct {
 	Before uuid.UUID
 	// Newest is how many are returned at most, the newest ones.
 	Newest int
+}
+
+// MaxFilter is how long a part of a filter may be, in bytes: it stands in the log.
+const MaxFilter = 300
+
+var (
+	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
+	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
+)
+
+// IsActionFilter reports whether a text may be one of a filter's Actions.
+func IsActionFilter(text string) bool {
+	return len(text) <= MaxFilter && actionPattern.MatchString(text)
+}
+
+// IsOutcomeFilter reports whether a text may be a filter's Outcome.
+func IsOutcomeFilter(text string) bool {
+	return len(text) <= MaxFilter && outcomePattern.MatchString(text)
 }
 
 // clockSlack is by how much an event's id may be older or newer than its time, which the same process takes in the same

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
@@ -30,14 +29,6 @@ type listFlags struct {
 	refused, asJSON                              bool
 }
 
-var (
-	actionPattern  = regexp.MustCompile(`^[a-z0-9_]+\.([a-z0-9_]+|\*)$`)
-	outcomePattern = regexp.MustCompile(`^[a-z0-9_]+$`)
-)
-
-// maxFilter is how long what is asked for may be, in bytes: it stands in the log.
-const maxFilter = 300
-
 // filter reads the flags; asked is what the log keeps of them.
 func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []audit.Field, err error) {
 	fail := func(format string, args ...any) (postgres.EventFilter, []audit.Field, error) {
@@ -49,11 +40,11 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 		}
 		asked = append(asked, audit.ID("rotation", filter.Rotation))
 	}
-	if len(f.user)+len(f.actor) > maxFilter || (f.user != "" && !strings.HasPrefix(f.user, "@")) {
-		return fail("--user, --actor: write a user such as @alice:example.org, in at most %d bytes", maxFilter)
+	if len(f.user)+len(f.actor) > postgres.MaxFilter || (f.user != "" && !strings.HasPrefix(f.user, "@")) {
+		return fail("--user, --actor: write a user such as @alice:example.org, in at most %d bytes", postgres.MaxFilter)
 	}
 	for _, action := range f.actions {
-		if !actionPattern.MatchString(action) || len(action) > maxFilter {
+		if !postgres.IsActionFilter(action) {
 			return fail("--action: %q is no action: write one such as rotation.done, or rotation.* for all of them", action)
 		}
 	}
@@ -63,7 +54,7 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 	if f.refused {
 		f.outcome = string(audit.Refused)
 	}
-	if f.outcome != "" && (!outcomePattern.MatchString(f.outcome) || len(f.outcome) > maxFilter) {
+	if f.outcome != "" && !postgres.IsOutcomeFilter(f.outcome) {
 		return fail("--outcome: %q is none: write accepted, refused, failed or reported_by_device", f.outcome)
 	}
 	if f.limit < 0 {
