@@ -24,6 +24,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/perminute"
 	"github.com/keyherald/keyherald/internal/pinned"
@@ -51,7 +52,8 @@ type Deps struct {
 	DB       *postgres.DB
 	Engine   *relay.Engine
 	Enforcer *enforce.Enforcer
-	LogName  string // the audit log's
+	// Reader reads the audit log, of the same database.
+	Reader   *reader.Reader
 	Version  string // of the software
 	Leading  func() bool
 	Problems func() []string
@@ -77,6 +79,8 @@ type Handler struct {
 	requests *prometheus.CounterVec
 	// reading bounds who reads the log at once: each has two connections to the database.
 	reading chan struct{}
+	// exporting bounds who has a whole log go out, or a report of it, at once.
+	exporting chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	watchers map[chan struct{}]bool
@@ -85,13 +89,13 @@ type Handler struct {
 
 // New checks the configuration.
 func New(config Config, deps Deps) (*Handler, error) {
-	if deps.DB == nil || deps.Engine == nil || deps.Enforcer == nil {
-		return nil, errors.New("api: database, engine and enforcer are needed")
+	if deps.DB == nil || deps.Engine == nil || deps.Enforcer == nil || deps.Reader == nil {
+		return nil, errors.New("api: database, engine, enforcer and the audit log's reader are needed")
 	}
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	h := &Handler{deps: deps, reading: make(chan struct{}, maxReading), watchers: map[chan struct{}]bool{},
+	h := &Handler{deps: deps, reading: make(chan struct{}, maxReading), exporting: make(chan struct{}, maxExporting), watchers: map[chan struct{}]bool{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_api_requests_total", Help: "Calls of the API by operation, as openapi.yaml names it, and HTTP status."}, []string{"operation", "status"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.requests); err != nil {
@@ -201,13 +205,14 @@ func (h *Handler) serve(r Route) echo.HandlerFunc {
 		header.Set("Cache-Control", "no-store")
 		header.Set("X-Content-Type-Options", "nosniff")
 		c := &call{Handler: h, echo: ec, route: r, ctx: ec.Request().Context()}
+		// Deferred, since an export that breaks off ends in a panic.
+		defer func() { h.requests.WithLabelValues(r.Operation, fmt.Sprint(ec.Response().Status)).Inc() }()
 		problem := c.do()
 		if problem != nil {
 			if err := writeProblem(ec, problem); err != nil {
 				return err
 			}
 		}
-		h.requests.WithLabelValues(r.Operation, fmt.Sprint(ec.Response().Status)).Inc()
 		return nil
 	}
 }

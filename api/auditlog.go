@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
@@ -81,12 +81,7 @@ func (c *call) eventFilter() (f postgres.EventFilter, limit int, filters string,
 	if f.Since, f.Until, err = period.Between(since, until, c.deps.Now()); err != nil {
 		q.fail("since", err.Error())
 	}
-	if !f.Since.IsZero() {
-		asked = append(asked, audit.Time("since", f.Since))
-	}
-	if !f.Until.IsZero() {
-		asked = append(asked, audit.Time("until", f.Until))
-	}
+	asked = append(asked, reader.PeriodFields(f.Since, f.Until)...)
 	limit, filters = q.page(&f.Before)
 	f.Newest = limit + 1
 	return f, limit, filters, asked, q.end()
@@ -106,7 +101,7 @@ func listEvents(c *call) (answer, error) {
 			if _, err := c.deps.DB.TreeState(in); err != nil {
 				return err
 			}
-			if err := c.recordRead(audit.CommandList, uuid.Nil, asked...); err != nil {
+			if err := c.recordRead(reader.Reading{Command: audit.CommandList, Asked: asked}); err != nil {
 				return err
 			}
 			var events []Event
@@ -135,10 +130,12 @@ func reverse[T any](list []T) {
 }
 
 // readLog bounds how many read at once.
-func (c *call) readLog(do func() error) error {
+func (c *call) readLog(do func() error) error { return c.oneOf(c.reading, do) }
+
+func (c *call) oneOf(places chan struct{}, do func() error) error {
 	select {
-	case c.reading <- struct{}{}:
-		defer func() { <-c.reading }()
+	case places <- struct{}{}:
+		defer func() { <-places }()
 		return do()
 	case <-c.ctx.Done():
 		return c.ctx.Err()
@@ -147,28 +144,29 @@ func (c *call) readLog(do func() error) error {
 	}
 }
 
-// recordRead appends that the log is read, over a connection apart, before anything of it is put out. The transaction
-// that reads must not have it: c.ctx is not of one.
-func (c *call) recordRead(command audit.Command, rotation uuid.UUID, asked ...audit.Field) error {
-	err := c.deps.DB.Append(c.ctx, audit.Event{Time: c.deps.Now(), Actor: c.caller.actor, Action: audit.LogRead, Subject: audit.OfLog(audit.LogName(c.deps.LogName)), Rotation: rotation,
-		Outcome: audit.Accepted, Detail: append(audit.Detail{audit.Word("command", command)}, asked...)})
+// recordRead appends that the caller reads the log, before anything of it is put out. c.ctx is of no transaction.
+func (c *call) recordRead(reading reader.Reading) error {
+	reading.By, reading.Action = c.caller.actor, audit.LogRead
+	return c.deps.Reader.Record(c.ctx, reading)
+}
+
+// event reads the event in the path. That it was read is for the caller to record.
+func (c *call) event() (audit.Record, error) {
+	key, err := c.key("event_id", "event")
 	if err != nil {
-		return errors.Join(errors.New("the log is not read, since that could not be recorded in it"), err)
+		return audit.Record{}, err
 	}
-	return nil
+	record, there, err := c.deps.DB.Event(c.ctx, key)
+	if err == nil && !there {
+		err = &Problem{Status: statusOf[refusal.NotFound], Code: CodeNotFound, Detail: "there is no event " + key.String()}
+	}
+	return record, err
 }
 
 func getEvent(c *call) (answer, error) {
-	key, err := c.key("event_id", "event")
+	record, err := c.event()
 	if err != nil {
 		return answer{}, err
-	}
-	record, there, err := c.deps.DB.Event(c.ctx, key)
-	if err != nil {
-		return answer{}, err
-	}
-	if !there {
-		return answer{}, &Problem{Status: statusOf[refusal.NotFound], Code: CodeNotFound, Detail: "there is no event " + key.String()}
 	}
 	event, err := eventOf(record)
 	if err != nil {
@@ -180,8 +178,8 @@ func getEvent(c *call) (answer, error) {
 			return answer{}, err
 		}
 		if found {
-			event.Checkpoint = &Checkpoint{checkpoint.Origin(c.deps.LogName, covering.Epoch), covering.Size, covering.At.UTC()}
+			event.Checkpoint = &Checkpoint{checkpoint.Origin(c.deps.Reader.LogName(), covering.Epoch), covering.Size, covering.At.UTC()}
 		}
 	}
-	return ok(event), c.recordRead(audit.CommandShow, uuid.Nil, audit.ID("event", record.ID))
+	return ok(event), c.recordRead(reader.Reading{Command: audit.CommandShow, Asked: []audit.Field{audit.ID("event", record.ID)}})
 }

@@ -23,6 +23,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -72,8 +73,10 @@ func newServer(t testing.TB, change ...func(*api.Config, *api.Deps)) *server {
 	check(t, err)
 	s.enforcer, err = enforce.New(enforce.Config{DB: db, Engine: s.engine, StatusInterval: time.Hour, Approval: approval, Now: s.clock.Now, Log: zerolog.Nop()})
 	check(t, err)
+	log, err := reader.New(reader.Config{Read: db, Write: db, Name: logName, Now: s.clock.Now})
+	check(t, err)
 	config := api.Config{Rate: api.RateConfig{PerCaller: 1000, FailuresPerAddress: 1000}}
-	deps := api.Deps{DB: db, Engine: s.engine, Enforcer: s.enforcer, LogName: logName, Version: "test", Now: s.clock.Now, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel),
+	deps := api.Deps{DB: db, Engine: s.engine, Enforcer: s.enforcer, Reader: log, Version: "test", Now: s.clock.Now, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel),
 		Keys: func(context.Context, id.UserID) (*mautrix.RespQueryKeys, error) { return &mautrix.RespQueryKeys{}, nil }}
 	for _, f := range change {
 		f(&config, &deps)
@@ -102,7 +105,9 @@ func (s *server) on(db *postgres.DB, engine *relay.Engine) *server {
 	other := *s
 	enforcer, err := enforce.New(enforce.Config{DB: db, Engine: engine, Now: s.clock.Now})
 	check(s.t, err)
-	handler, err := api.New(api.Config{Rate: api.RateConfig{PerCaller: 1000, FailuresPerAddress: 1000}}, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, Now: s.clock.Now, Log: zerolog.Nop()})
+	log, err := reader.New(reader.Config{Read: db, Write: db, Name: logName, Now: s.clock.Now})
+	check(s.t, err)
+	handler, err := api.New(api.Config{Rate: api.RateConfig{PerCaller: 1000, FailuresPerAddress: 1000}}, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, Reader: log, Now: s.clock.Now, Log: zerolog.Nop()})
 	check(s.t, err)
 	web := echo.New()
 	handler.Register(web)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"github.com/keyherald/keyherald/audit/export"
 	"github.com/keyherald/keyherald/internal/refusal"
 )
 
@@ -93,6 +94,10 @@ func (c *call) problemOf(err error) *Problem {
 	}
 	if code, why, ok := refusal.Of(err); ok {
 		return &Problem{Status: statusOf[code], Code: Code(code), Detail: err.Error(), Refusal: string(why)}
+	}
+	// Who reads the log must hear where it was changed.
+	if errors.Is(err, export.ErrUnreadable) {
+		return &Problem{Status: http.StatusConflict, Code: CodeConflict, Detail: err.Error()}
 	}
 	if c.ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
 		return unavailable("the call took too long, or the caller left; with the same idempotency key it may be made again")

@@ -79,6 +79,12 @@ func (c *call) into(v any) error {
 	return nil
 }
 
+// accepts reports whether the caller asked for a media type, and for that alone.
+func (c *call) accepts(kind string) bool {
+	asked, _, err := mime.ParseMediaType(c.echo.Request().Header.Get("Accept"))
+	return err == nil && asked == kind
+}
+
 // none refuses a body.
 func (c *call) none() error {
 	var empty struct{}
@@ -145,6 +151,19 @@ func (q *query) flag(name string) bool {
 	}
 	q.fail(name, "write true or false")
 	return false
+}
+
+// number is 0 where it is not there.
+func (q *query) number(name string) int64 {
+	text := q.text(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		q.fail(name, "write a number from 0 on")
+	}
+	return n
 }
 
 func (q *query) user(name string) id.UserID {

@@ -39,7 +39,7 @@ func rosterUserOf(r postgres.RosterRow) RosterUser {
 
 // getRoster is a page of the roster; or all of it as CSV, with an ETag for who replaces it.
 func getRoster(c *call) (answer, error) {
-	if kind, _, err := mime.ParseMediaType(c.echo.Request().Header.Get("Accept")); err == nil && kind == "text/csv" {
+	if c.accepts("text/csv") {
 		return c.rosterCSV()
 	}
 	q := c.query()
@@ -255,7 +255,7 @@ func getCompliance(c *call) (answer, error) {
 	if then == "" {
 		counts, standings, err = c.deps.Enforcer.Compliance(c.ctx)
 	} else {
-		counts, standings, err = c.deps.Enforcer.ComplianceAt(c.ctx, moment, audit.LogName(c.deps.LogName), c.caller.actor)
+		counts, standings, err = c.deps.Enforcer.ComplianceAt(c.ctx, moment, audit.LogName(c.deps.Reader.LogName()), c.caller.actor)
 	}
 	if err != nil {
 		return answer{}, err

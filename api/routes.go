@@ -112,6 +112,12 @@ func Routes() []Route {
 
 		{Method: http.MethodGet, Path: "/audit/events", Operation: "listEvents", Roles: auditors, do: listEvents},
 		{Method: http.MethodGet, Path: "/audit/events/:event_id", Operation: "getEvent", Roles: auditors, do: getEvent},
+		{Method: http.MethodGet, Path: "/audit/events/:event_id/proof", Operation: "getProof", Roles: auditors, do: getProof},
+		{Method: http.MethodGet, Path: "/audit/log", Operation: "getLog", Roles: auditors, do: getLog},
+		{Method: http.MethodGet, Path: "/audit/checkpoint", Operation: "getCheckpoint", Roles: auditors, do: getCheckpoint},
+		{Method: http.MethodGet, Path: "/audit/leaves", Operation: "watchLeaves", Roles: auditors, stream: watchLeaves},
+		{Method: http.MethodGet, Path: "/audit/export", Operation: "exportLog", Roles: auditors, stream: exportLog},
+		{Method: http.MethodGet, Path: "/audit/report", Operation: "getReport", Roles: auditors, stream: getReport},
 
 		{Method: http.MethodGet, Path: "/tokens", Operation: "listTokens", Roles: admins, do: listTokens},
 		{Method: http.MethodDelete, Path: "/tokens/:name", Operation: "revokeToken", Roles: admins, do: revokeToken},

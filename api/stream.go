@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -76,20 +77,29 @@ type streamed struct {
 	control  *http.ResponseController
 }
 
-func (c *call) streamed() streamed {
+func (c *call) streamed(kind string) streamed {
 	response := c.echo.Response()
-	response.Header().Set("Content-Type", "text/event-stream")
+	response.Header().Set("Content-Type", kind)
 	response.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
 	response.WriteHeader(http.StatusOK)
 	return streamed{response, http.NewResponseController(response)}
 }
 
-func (s streamed) write(text string) error {
+// Write waits writeTime at most.
+func (s streamed) Write(raw []byte) (int, error) {
 	if err := s.control.SetWriteDeadline(time.Now().Add(writeTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fmt.Errorf("streaming: %w", err)
+		return 0, fmt.Errorf("streaming: %w", err)
 	}
-	if _, err := s.response.Write([]byte(text)); err != nil {
-		return fmt.Errorf("streaming: %w", err)
+	n, err := s.response.Write(raw)
+	if err != nil {
+		err = fmt.Errorf("streaming: %w", err)
+	}
+	return n, err
+}
+
+func (s streamed) write(text string) error {
+	if _, err := s.Write([]byte(text)); err != nil {
+		return err
 	}
 	return s.control.Flush()
 }
@@ -116,7 +126,7 @@ func (c *call) follow(look func(to streamed) (ended bool, err error)) *Problem {
 		return problem
 	}
 	defer end()
-	to := c.streamed()
+	to := c.streamed("text/event-stream")
 	again, beat, life := time.NewTicker(lookAgain), time.NewTicker(heartbeat), time.NewTimer(streamLife)
 	defer again.Stop()
 	defer beat.Stop()
@@ -166,7 +176,7 @@ func watchRotation(c *call) *Problem {
 	if _, err := ReadRotation(c.ctx, c.deps.DB, key); err != nil {
 		return c.problemOf(err)
 	}
-	if err := c.recordRead(audit.CommandWatch, key); err != nil {
+	if err := c.recordRead(reader.Reading{Command: audit.CommandWatch, Rotation: key}); err != nil {
 		return c.problemOf(err)
 	}
 	w := rotationWatch{key: key, last: last, sent: map[uuid.UUID]bool{}}

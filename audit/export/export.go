@@ -103,12 +103,15 @@ func open(record audit.Record) (Line, audit.Fields, error) {
 	return line, fields, nil
 }
 
+// ErrUnreadable is that of an event which somebody changed.
+var ErrUnreadable = errors.New("is not as keyherald wrote it (see `keyherald audit verify`)")
+
 func unreadable(record audit.Record, err error) error {
 	place := "which is not sealed"
 	if record.Index != audit.Unsealed {
 		place = fmt.Sprintf("leaf %d", record.Index)
 	}
-	return fmt.Errorf("event %s, %s, is not as keyherald wrote it (see `keyherald audit verify`): %w", record.ID, place, err)
+	return fmt.Errorf("event %s, %s, %w: %w", record.ID, place, ErrUnreadable, err)
 }
 
 // JSONLine is an Encoder that writes a Line.

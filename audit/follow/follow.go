@@ -18,8 +18,10 @@ import (
 	"github.com/keyherald/keyherald/internal/loop"
 )
 
-// The log is not what it was, which only people can judge. Other errors of reading are waited for.
+// The log is not what it was, or whoever has it does not give it, which only people can judge. Other errors of reading are
+// waited for.
 var (
+	ErrRefused  = errors.New("the log cannot be followed")
 	ErrWentBack = errors.New("the log in the database went back, or is another one (see `keyherald audit verify`); where that is known, name the place to go on from with --from")
 	ErrAltered  = errors.New("somebody changed the log (see `keyherald audit verify`)")
 )
@@ -51,7 +53,7 @@ func (f *Follower) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && (f.Once || errors.Is(err, ErrWentBack) || errors.Is(err, ErrAltered)):
+		case err != nil && (f.Once || errors.Is(err, ErrWentBack) || errors.Is(err, ErrAltered) || errors.Is(err, ErrRefused)):
 			return err
 		case err != nil:
 			f.Failed(err)

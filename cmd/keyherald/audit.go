@@ -9,14 +9,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/postgres"
 )
 
 func auditCommand(load func() (config, error), r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "The audit log"}
-	cmd.AddCommand(auditList(load, r), auditShow(load, r), auditFollow(load), auditExport(load), auditReport(load), auditVerify(load), auditCheckpoint(load), auditProve(load),
-		auditCompleteness(load), auditRedact(load), auditKeygen(), auditAcceptLoss(load))
+	cmd.AddCommand(auditList(load, r), auditShow(load, r), auditFollow(load, r), auditExport(load, r), auditReport(load, r), auditCheckpoint(load, r), auditProve(load, r),
+		auditVerify(load), auditCompleteness(load), auditRedact(load), auditKeygen(), auditAcceptLoss(load))
 	return cmd
 }
 
@@ -43,7 +44,7 @@ func withSigner(ctx context.Context, load func() (config, error), do func(config
 		return err
 	}
 	if !c.Audit.on() {
-		return errUnsigned
+		return reader.ErrUnsigned
 	}
 	s, db, err := c.openSigner(ctx, zerolog.Nop())
 	if err != nil {

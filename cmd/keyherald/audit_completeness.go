@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/completeness"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/postgres"
 )
@@ -63,12 +64,12 @@ from before Keyherald knew the key, and no difference. It ends with 0 where all 
 
 // book reads what log and database know of one moment, as the writer: the auditor's role has no right to the rotations.
 func (t *auditTools) book(ctx context.Context) (*completeness.Book, error) {
-	if err := t.record(ctx, audit.LogRead, audit.CommandCompleteness); err != nil {
+	if err := t.Record(ctx, reader.Reading{By: localActor(), Action: audit.LogRead, Command: audit.CommandCompleteness}); err != nil {
 		return nil, err
 	}
 	var book *completeness.Book
-	err := t.write.Snapshot(ctx, func(in context.Context) error {
-		rotations, err := t.write.AllRotations(in)
+	err := t.Write.Snapshot(ctx, func(in context.Context) error {
+		rotations, err := t.Write.AllRotations(in)
 		if err != nil {
 			return err
 		}
@@ -76,7 +77,7 @@ func (t *auditTools) book(ctx context.Context) (*completeness.Book, error) {
 		for i, r := range rotations {
 			rows[i] = completeness.Row{Place: completeness.Place{User: string(r.UserID), KMS: r.KMS.Name, Path: r.KMS.Path}, Rotation: r.ID.String(), Version: r.KMS.Version}
 		}
-		book, err = completeness.Read(t.write.Events(in, postgres.EventFilter{Actions: completeness.Actions()}), rows)
+		book, err = completeness.Read(t.Write.Events(in, postgres.EventFilter{Actions: completeness.Actions()}), rows)
 		return err
 	})
 	return book, err

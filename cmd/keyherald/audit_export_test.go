@@ -23,6 +23,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 	signed "golang.org/x/mod/sumdb/note"
 
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/sealedlog"
 )
@@ -305,7 +306,7 @@ func TestABundleDoesNotWaitForeverForARedactionToBeSealed(t *testing.T) {
 	r.Seal(t)
 	r.must(t, "redact", lines(t, r.must(t, "list", "--json", "--refused"))[0]["id"].(string), "--reason", "a name")
 	_, _, err := r.run(t, "export", "--format", "bundle", "--out", r.path("bundle"))
-	if !errors.Is(err, errRedactionUnsealed) {
+	if !errors.Is(err, reader.ErrRedactionUnsealed) {
 		t.Error(err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/postgres"
 )
@@ -80,18 +81,7 @@ func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []a
 		}
 		asked = append(asked, audit.IDs("actions", actions))
 	}
-	return filter, append(asked, periodFields(filter.Since, filter.Until)...), nil
-}
-
-// periodFields are a period as the log keeps it, in Unix milliseconds.
-func periodFields(since, until time.Time) (fields []audit.Field) {
-	if !since.IsZero() {
-		fields = append(fields, audit.Time("since", since))
-	}
-	if !until.IsZero() {
-		fields = append(fields, audit.Time("until", until))
-	}
-	return fields
+	return filter, append(asked, reader.PeriodFields(filter.Since, filter.Until)...), nil
 }
 
 func auditList(load func() (config, error), r *remote) *cobra.Command {
@@ -103,13 +93,6 @@ func auditList(load func() (config, error), r *remote) *cobra.Command {
 		}
 		return t.list(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), filter, asked, flags.asJSON)
 	})
-	byDatabase := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !r.meant(cmd) {
-			return byDatabase(cmd, args)
-		}
-		return r.listEvents(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), flags)
-	}
 	cmd.Flags().StringVar(&flags.rotation, "rotation", "", "only this rotation's")
 	cmd.Flags().StringVar(&flags.user, "user", "", "only what this user or his devices did or underwent, and his rotations")
 	cmd.Flags().StringVar(&flags.actor, "actor", "", "only this actor's, such as relay, source:NAME, local:USER@HOST, or a user with all his devices")
@@ -120,23 +103,25 @@ func auditList(load func() (config, error), r *remote) *cobra.Command {
 	cmd.Flags().StringVar(&flags.until, "until", "", "only before this time; a day is included")
 	cmd.Flags().IntVar(&flags.limit, "limit", 100, "at most this many, the newest; 0 for all")
 	cmd.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON Lines")
-	return cmd
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
+		return c.listEvents(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), flags)
+	})
 }
 
 func (t *auditTools) list(ctx context.Context, out, said io.Writer, filter postgres.EventFilter, asked []audit.Field, asJSON bool) error {
-	return t.read.Snapshot(ctx, func(in context.Context) error {
+	return t.Read.Snapshot(ctx, func(in context.Context) error {
 		// It fixes the moment that is read, so that the event of this reading is not among the events.
-		if _, err := t.read.TreeState(in); err != nil {
+		if _, err := t.Read.TreeState(in); err != nil {
 			return err
 		}
-		if err := t.record(ctx, audit.LogRead, audit.CommandList, asked...); err != nil {
+		if err := t.Record(ctx, reader.Reading{By: localActor(), Action: audit.LogRead, Command: audit.CommandList, Asked: asked}); err != nil {
 			return err
 		}
 		encode := printEvent
 		if asJSON {
 			encode = export.JSONLine
 		}
-		n, err := export.Each(out, t.read.Events(in, filter), encode)
+		n, err := export.Each(out, t.Read.Events(in, filter), encode)
 		if err == nil && n == 0 {
 			_, _ = fmt.Fprintln(said, "No event is like that.")
 		}
@@ -180,20 +165,15 @@ func auditShow(load func() (config, error), r *remote) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := t.record(ctx, audit.LogRead, audit.CommandShow, audit.ID("event", record.ID)); err != nil {
+		if err := t.Record(ctx, reader.Reading{By: localActor(), Action: audit.LogRead, Command: audit.CommandShow, Asked: []audit.Field{audit.ID("event", record.ID)}}); err != nil {
 			return err
 		}
 		return view.show(cmd.OutOrStdout(), asJSON)
 	})
-	byDatabase := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !r.meant(cmd) {
-			return byDatabase(cmd, args)
-		}
-		return r.showEvent(cmd.Context(), cmd.OutOrStdout(), args[0], asJSON)
-	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, args []string) error {
+		return c.showEvent(cmd.Context(), cmd.OutOrStdout(), args[0], asJSON)
+	})
 }
 
 func (t *auditTools) view(ctx context.Context, record audit.Record) (eventView, error) {
@@ -205,9 +185,9 @@ func (t *auditTools) view(ctx context.Context, record audit.Record) (eventView, 
 	if !view.Sealed {
 		return view, nil
 	}
-	c, ok, err := t.read.CheckpointCovering(ctx, record.Index)
+	c, ok, err := t.Read.CheckpointCovering(ctx, record.Index)
 	if ok {
-		view.Checkpoint = &api.Checkpoint{Origin: checkpoint.Origin(t.logName(), c.Epoch), Size: c.Size, SignedAt: c.At.UTC()}
+		view.Checkpoint = &api.Checkpoint{Origin: checkpoint.Origin(t.LogName(), c.Epoch), Size: c.Size, SignedAt: c.At.UTC()}
 	}
 	return view, err
 }
@@ -255,12 +235,15 @@ func (v eventView) print(out io.Writer) error {
 	return err
 }
 
-func auditCheckpoint(load func() (config, error)) *cobra.Command {
+func auditCheckpoint(load func() (config, error), r *remote) *cobra.Command {
 	var epoch int
 	var size int64
 	// A checkpoint says nothing of what is in the log, so that printing one is no reading of it.
 	cmd := tool(load, "checkpoint", "Print a signed checkpoint: the newest, or the one that is asked for", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
-		note, err := t.checkpointNote(cmd.Context(), epoch, size)
+		if epoch < 0 || size < 0 {
+			return errNoSize
+		}
+		note, err := t.Checkpoint(cmd.Context(), epoch, size)
 		if err != nil {
 			return err
 		}
@@ -269,34 +252,9 @@ func auditCheckpoint(load func() (config, error)) *cobra.Command {
 	})
 	cmd.Flags().IntVar(&epoch, "epoch", 0, "of this epoch; the present one where it is not given")
 	cmd.Flags().Int64Var(&size, "size", 0, "of exactly this many events")
-	return cmd
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
+		return c.checkpoint(cmd.Context(), cmd.OutOrStdout(), epoch, size)
+	})
 }
 
-func (t *auditTools) checkpointNote(ctx context.Context, epoch int, size int64) (string, error) {
-	if epoch < 0 || size < 0 {
-		return "", errors.New("--epoch and --size are numbers from 1 on")
-	}
-	newest, ok, err := t.read.NewestCheckpoint(ctx, epoch)
-	switch {
-	case err != nil:
-		return "", err
-	case !ok && epoch > 0:
-		return "", fmt.Errorf("there is no checkpoint of epoch %d", epoch)
-	case !ok:
-		return "", errors.New("there is no checkpoint yet: `keyherald serve` signs one about a second after the first event")
-	case size == 0:
-		return newest.Note, nil
-	}
-	around, err := t.read.CheckpointsAround(ctx, newest.Epoch, size)
-	if err != nil {
-		return "", err
-	}
-	var sizes []string
-	for _, c := range around {
-		if c.Size == size {
-			return c.Note, nil
-		}
-		sizes = append(sizes, fmt.Sprint(c.Size))
-	}
-	return "", fmt.Errorf("there is no checkpoint of %d events in epoch %d; next to it are those of %s", size, newest.Epoch, strings.Join(sizes, " and "))
-}
+var errNoSize = errors.New("--epoch and --size are numbers from 1 on")

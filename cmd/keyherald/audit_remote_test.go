@@ -1,11 +1,22 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
 func TestTheLogIsTheSameByTheAPIAndItSaysWhoReadIt(t *testing.T) {
@@ -73,5 +84,285 @@ func TestWhatTheAPIDoesNotShowOfTheLogIsSaid(t *testing.T) {
 	}
 	if out, _, err := r.run(t, "list", "--server", address, "--token-file", r.path("wrong.token")); err == nil || out != "" || strings.Contains(err.Error(), "AAAA") {
 		t.Errorf("a wrong token prints %q and ends with %v", out, err)
+	}
+}
+
+// remotely has a command act by the room's API.
+func (r *room) remotely(t *testing.T, args ...string) []string {
+	t.Helper()
+	if r.address == "" {
+		withBot(t, r)
+	}
+	address := r.server(t)
+	return append(args, "--server", address, "--token-file", r.path("admin.token"))
+}
+
+func TestWhatGoesOutByTheAPIIsWhatGoesOutByTheDatabase(t *testing.T) {
+	t.Parallel()
+	r, _ := office(t)
+	r.remotely(t)
+	r.Seal(t)
+	r.Append(t, 2) // not sealed
+	for _, format := range []string{"jsonl", "ocsf", "csv"} {
+		for _, span := range [][]string{nil, {"--from", "4h", "--to", "2h"}} {
+			here := r.must(t, append([]string{"export", "--format", format, "--out", "-"}, span...)...)
+			there, said, err := r.run(t, r.remotely(t, append([]string{"export", "--format", format, "--out", "-"}, span...)...)...)
+			check(t, err)
+			if here != there || here == "" {
+				t.Errorf("as %s the database gives\n%s\nand the API\n%s", format, here, there)
+			}
+			if !strings.Contains(said, "Not among them:") || !strings.Contains(said, fmt.Sprintf("of %d events in epoch 1", len(r.Bodies(t)))) {
+				t.Errorf("it says %s", said)
+			}
+			if action, detail := r.told(t); action != "audit.exported" || detail["format"] != format || (detail["since"] == nil) != (span == nil) {
+				t.Errorf("the log says %s of %v", action, detail)
+			}
+		}
+	}
+	var actor string
+	check(t, r.Super.QueryRow(t.Context(), `SELECT actor FROM audit_log ORDER BY id DESC LIMIT 1`).Scan(&actor))
+	if actor != "admin:token:test-admin" {
+		t.Errorf("the log says that %s exported it", actor)
+	}
+	r.must(t, r.remotely(t, "export", "--format", "bundle", "--out", r.path("bundle"))...)
+	b := openBundle(t, r.path("bundle"), r.Keys.Public[0])
+	b.intact(t)
+	if info, err := os.Stat(r.path("bundle")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the bundle has mode %v (%v)", info.Mode(), err)
+	}
+	key := lines(t, r.must(t, "list", "--json", "--action", "rotation.done"))[0]["id"].(string)
+	for _, args := range [][]string{{"prove", key}, {"checkpoint"}, {"checkpoint", "--epoch", "1", "--size", fmt.Sprint(len(b.leaves))}, {"follow", "--once"}, {"follow", "--once", "--from", "2", "--format", "ocsf"}} {
+		here := r.must(t, args...)
+		if there := r.must(t, r.remotely(t, args...)...); here != there || here == "" {
+			t.Errorf("%q prints by the database\n%s\nand by the API\n%s", args, here, there)
+		}
+	}
+}
+
+func TestTheReportIsMadeForWhoeverAsksByTheAPI(t *testing.T) {
+	t.Parallel()
+	r, _ := office(t)
+	r.Seal(t)
+	r.must(t, "report", "--from", "7d", "--to", "0d", "--out", r.path("here.html"), "--csv", r.path("here.csv"))
+	out, said, err := r.run(t, r.remotely(t, "report", "--from", "7d", "--to", "0d", "--out", r.path("there.html"), "--csv", r.path("there.csv"))...)
+	check(t, err)
+	if out != "" || !strings.Contains(said, "The server finds its log: unchanged.") || !strings.Contains(said, "not proof of use") {
+		t.Errorf("it says %s%s", out, said)
+	}
+	if here, there := r.read(t, "here.csv"), r.read(t, "there.csv"); here != there || !strings.Contains(here, "@alice") {
+		t.Errorf("by the database the rotations are\n%s\nand by the API\n%s", here, there)
+	}
+	page := r.read(t, "there.html")
+	for _, want := range []string{"unchanged since", "admin:token:test-admin", "internal audit", "@alice:example.org"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page has no %q", want)
+		}
+	}
+	if _, _, err := r.run(t, r.remotely(t, "report", "--from", "7d", "--to", "0d", "--out", r.path("there.html"))...); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("over a file that is there it ends with %v", err)
+	}
+}
+
+// What was exported is there whole, or not at all: neither where the server finds that it cannot go on, nor where the answer
+// breaks off on its way.
+func TestAnExportThatDoesNotComeWholeLeavesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	many := make([]audit.Event, 3000)
+	for i := range many {
+		many[i] = leaseTaken()
+	}
+	r.AppendEvents(t, many...)
+	r.Seal(t)
+	r.Tamper(t, "UPDATE audit_event SET body = '{' WHERE id = (SELECT event_id FROM audit_leaf WHERE leaf_index = 2500)")
+	for _, format := range []string{"jsonl", "csv", "ocsf"} {
+		_, _, err := r.run(t, r.remotely(t, "export", "--format", format, "--out", r.path("out"))...)
+		if err == nil || !strings.Contains(err.Error(), "did not come whole") {
+			t.Errorf("%s ends with %v", format, err)
+		}
+	}
+	// What is found before anything went out is said.
+	r.Tamper(t, "UPDATE audit_event SET body = '{' WHERE id = (SELECT event_id FROM audit_leaf WHERE leaf_index = 3)")
+	_, _, err := r.run(t, r.remotely(t, "export", "--format", "csv", "--out", r.path("out"))...)
+	if err == nil || !strings.Contains(err.Error(), "leaf 3, is not as keyherald wrote it") {
+		t.Errorf("it ends with %v", err)
+	}
+	if left, err := filepath.Glob(r.path("*out*")); err != nil || len(left) > 0 {
+		t.Errorf("there are %v (%v)", left, err)
+	}
+}
+
+func TestWhatCannotBeExportedByTheAPIIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	r, _ := office(t)
+	r.Seal(t)
+	unsealed := func() string {
+		r.Append(t, 1)
+		found := lines(t, r.must(t, "list", "--json", "--action", "bot.lease_taken"))
+		return found[len(found)-1]["id"].(string)
+	}()
+	for _, test := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"export", "--format", "xml", "--out", "-"}, "write jsonl, csv, ocsf or bundle"},
+		{[]string{"export", "--format", "bundle", "--from", "1d", "--out", "-"}, "a bundle is always whole"},
+		{[]string{"export", "--format", "csv", "--from", "yesterday", "--out", "-"}, "--from"},
+		{[]string{"prove", "3"}, "no event's id"},
+		{[]string{"prove", uuid.NewString()}, "there is no event"},
+		{[]string{"prove", unsealed}, "not sealed yet"},
+		{[]string{"checkpoint", "--epoch", "7"}, "no checkpoint of epoch 7"},
+		{[]string{"checkpoint", "--size", "100000"}, "next to it"},
+		{[]string{"checkpoint", "--size", "-1"}, "from 1 on"},
+		{[]string{"follow", "--from", "-1"}, "from 0 on"},
+		{[]string{"follow", "--from", "100000"}, "no leaf 99999 before it yet"},
+		{[]string{"follow", "--format", "csv"}, "write jsonl or ocsf"},
+	} {
+		out, _, err := r.run(t, r.remotely(t, test.args...)...)
+		if err == nil || !strings.Contains(err.Error(), test.says) || out != "" {
+			t.Errorf("%q prints %q and ends with %v", test.args, out, err)
+		}
+	}
+}
+
+// A log that went back is told from one that is quiet, also while the stream is open.
+func TestFollowByTheAPIStopsWhereTheLogIsNotTheSameAnyMore(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	follow := r.remotely(t, "follow", "--state", r.path("state"), "--interval", "10ms")
+	r.Append(t, 3)
+	r.Seal(t)
+	dump, err := cluster.Dump(t.Context(), r.Database.Name)
+	check(t, err)
+	r.Append(t, 3)
+	r.Seal(t)
+	r.must(t, append(follow, "--once")...)
+	before := r.read(t, "state")
+	check(t, cluster.Restore(t.Context(), r.Database, dump))
+	out, _, err := r.run(t, follow...)
+	wantExit(t, err, 6)
+	if out != "" || r.read(t, "state") != before {
+		t.Errorf("it prints %s and remembers %s", out, r.read(t, "state"))
+	}
+	// The loss is accepted, and as many events as before come: their leaves have the old indexes.
+	_, err = r.Signer.AcceptLoss(t.Context(), "x", keyheraldtest.Admin())
+	check(t, err)
+	r.Append(t, 8)
+	r.Seal(t)
+	_, _, err = r.run(t, follow...)
+	wantExit(t, err, 6)
+	r.must(t, append(follow, "--once", "--from", "4")...)
+	r.Append(t, 1)
+	r.Seal(t)
+	r.Tamper(t, "UPDATE audit_event SET body = overlay(body placing 'X' from 60) WHERE id = (SELECT event_id FROM audit_leaf ORDER BY leaf_index DESC LIMIT 1)")
+	_, _, err = r.run(t, follow...)
+	wantExit(t, err, 7)
+}
+
+func TestAStreamThatIsOpenEndsWhereItsLastLeafBecomesAnother(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	follow := r.remotely(t, "-c", r.path("config.yaml"), "audit", "follow", "--interval", "10ms")
+	r.Append(t, 3)
+	r.Seal(t)
+	program, err := os.Executable()
+	check(t, err)
+	cmd := exec.CommandContext(t.Context(), program, follow...)
+	cmd.Env = append(os.Environ(), runAsProgram+"=1")
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	scanner := bufio.NewScanner(out)
+	for last := r.Count(t, `SELECT MAX(leaf_index)::int FROM audit_leaf`); scanner.Scan(); {
+		if indexes(t, scanner.Text())[0] == last {
+			break
+		}
+	}
+	r.Tamper(t, "UPDATE audit_leaf SET leaf_hash = decode(repeat('ab', 32), 'hex') WHERE leaf_index = (SELECT MAX(leaf_index) FROM audit_leaf)")
+	if scanner.Scan() {
+		t.Errorf("it prints %s", scanner.Text())
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 6 {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// The follower outlives its server, and its own kill.
+func TestFollowByTheAPIMissesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	ctx := t.Context()
+	args := r.remotely(t, "-c", r.path("config.yaml"), "audit", "follow", "--state", r.path("state"), "--interval", "10ms")
+	const events = 3000
+	var appending sync.WaitGroup
+	appending.Go(func() {
+		for range events / 100 {
+			var some []audit.Event
+			for range 100 {
+				some = append(some, leaseTaken())
+			}
+			if err := errors.Join(r.Writer.Append(ctx, some...), seal(ctx, r)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	program, err := os.Executable()
+	check(t, err)
+	next, cuts := 0, 0
+	for next < events {
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Env = append(os.Environ(), runAsProgram+"=1")
+		out, err := cmd.StdoutPipe()
+		check(t, err)
+		check(t, cmd.Start())
+		scanner := bufio.NewScanner(out)
+		scanner.Buffer(nil, 1<<20)
+		killed := false
+		for n := 0; scanner.Scan() && (!killed || json.Valid(scanner.Bytes())); n++ {
+			got := indexes(t, scanner.Text())[0]
+			if got > next || n > 0 && got != next {
+				t.Fatalf("leaf %d comes after %d", got, next-1)
+			}
+			next = got + 1
+			if n%500 == 300 {
+				r.cut() // the stream ends, and is opened again without a word
+				cuts++
+			}
+			// What it wrote before it was killed is still read.
+			if !killed && (next >= events || n == 1100) {
+				check(t, cmd.Process.Kill())
+				killed = true
+			}
+		}
+		_ = cmd.Wait()
+	}
+	appending.Wait()
+	if cuts < 3 {
+		t.Errorf("the stream was cut %d times only", cuts)
+	}
+}
+
+func TestTheServerOfALoginIsMeantWhereNothingElseIsNamed(t *testing.T) {
+	r, _ := office(t)
+	r.Seal(t)
+	address := withBot(t, r).server(t)
+	t.Setenv(serverVariable, address)
+	t.Setenv(tokenFileVariable, r.path("admin.token"))
+	var stdout bytes.Buffer
+	cmd := newCommand()
+	cmd.SetArgs([]string{"audit", "checkpoint"})
+	cmd.SetOut(&stdout)
+	check(t, cmd.ExecuteContext(t.Context()))
+	if stdout.String() != r.must(t, "checkpoint") {
+		t.Errorf("it prints %s", &stdout)
+	}
+	// Who names a configuration means its database.
+	r.must(t, "list")
+	var actor string
+	check(t, r.Super.QueryRow(t.Context(), `SELECT actor FROM audit_log ORDER BY id DESC LIMIT 1`).Scan(&actor))
+	if !strings.HasPrefix(actor, "local:") {
+		t.Errorf("%s read it", actor)
 	}
 }

@@ -1,96 +1,74 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/report"
 	"github.com/keyherald/keyherald/internal/period"
 )
 
-func auditReport(load func() (config, error)) *cobra.Command {
-	var from, to string
-	var page, table output
+// reportFlags are what `audit report` is asked for, as it was written.
+type reportFlags struct {
+	from, to    string
+	page, table output
+}
+
+func auditReport(load func() (config, error), r *remote) *cobra.Command {
+	var flags reportFlags
 	cmd := tool(load, "report", "Write the report of a period: a page of HTML for screen and paper, and a CSV", cobra.NoArgs, func(cmd *cobra.Command, t *auditTools, _ []string) error {
-		since, until, err := period.Between(from, to, time.Now())
+		span, err := flags.read(time.Now())
 		if err != nil {
-			return fmt.Errorf("--from, --to: %w", err)
+			return err
 		}
-		table.force = page.force
-		for _, out := range []*output{&page, &table} {
-			if out.path != "" || out == &page {
-				if err := out.check(); err != nil {
-					return err
-				}
-			}
-		}
-		return t.report(cmd.Context(), report.Period{From: since, To: until}, page, table, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		return t.report(cmd.Context(), span, flags, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	})
-	cmd.Flags().StringVar(&from, "from", "", "the first day, such as 2026-11-01, or a time, or how long ago (30d)")
-	cmd.Flags().StringVar(&to, "to", "", "the last day, which is included, or a time")
-	cmd.Flags().StringVar(&table.path, "csv", "", "a file for the rotations as CSV")
-	page.flags(cmd, "")
+	cmd.Flags().StringVar(&flags.from, "from", "", "the first day, such as 2026-11-01, or a time, or how long ago (30d)")
+	cmd.Flags().StringVar(&flags.to, "to", "", "the last day, which is included, or a time")
+	cmd.Flags().StringVar(&flags.table.path, "csv", "", "a file for the rotations as CSV")
+	flags.page.flags(cmd, "")
 	_ = cmd.MarkFlagRequired("from")
 	_ = cmd.MarkFlagRequired("to")
-	return cmd
-}
-
-func (t *auditTools) report(ctx context.Context, span report.Period, page, table output, stdout, said io.Writer) error {
-	keys, err := t.verifiers()
-	if err != nil {
-		return err
-	}
-	known, err := t.outside(ctx, keys, nil)
-	if err != nil {
-		return err
-	}
-	// Between the sinks and the database, so that a replica has caught up with what the sinks have.
-	asked := append([]audit.Field{audit.Word("format", audit.FormatReport)}, periodFields(span.From, span.To)...)
-	if err := t.record(ctx, audit.LogExported, audit.CommandReport, asked...); err != nil {
-		return err
-	}
-	data := report.Page{Log: t.logName(), By: localActor().String(), At: time.Now(), Sinks: known.sinks}
-	err = t.read.Snapshot(ctx, func(in context.Context) error {
-		if data.Integrity, err = t.verify(in, keys, known); err != nil {
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
+		if _, err := flags.read(time.Now()); err != nil {
 			return err
 		}
-		data.Unsealed = data.Integrity.Checked.Unsealed
-		data.Facts, err = report.Collect(t.read.Leaves(in, 0, data.Integrity.Size), span)
-		return err
+		return c.report(cmd.Context(), flags, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	})
+}
+
+func (f *reportFlags) read(now time.Time) (span report.Period, err error) {
+	if span.From, span.To, err = period.Between(f.from, f.to, now); err != nil {
+		return span, fmt.Errorf("--from, --to: %w", err)
+	}
+	f.table.force = f.page.force
+	for _, out := range []*output{&f.page, &f.table} {
+		if out.path != "" || out == &f.page {
+			if err := out.check(); err != nil {
+				return span, err
+			}
+		}
+	}
+	return span, nil
+}
+
+func (t *auditTools) report(ctx context.Context, span report.Period, flags reportFlags, stdout, said io.Writer) error {
+	page, err := t.Report(ctx, localActor(), span)
 	if err != nil {
 		return err
 	}
-	if err := writeOutput(page, stdout, func(w io.Writer) error { return report.HTML(w, data) }); err != nil {
+	if err := flags.page.stream(stdout, func(w io.Writer) error { return report.HTML(w, page) }); err != nil {
 		return err
 	}
-	if table.path != "" {
-		if err := writeOutput(table, stdout, func(w io.Writer) error { return report.CSV(w, data.Facts) }); err != nil {
+	if flags.table.path != "" {
+		if err := flags.table.stream(stdout, func(w io.Writer) error { return report.CSV(w, page.Facts) }); err != nil {
 			return err
 		}
 	}
-	_, err = fmt.Fprintf(said, "%s\n%d users rotated, %d did not, %d attempts were refused.\n%s\n", plain(data.Integrity.Headline), len(data.Rotated), len(data.NotRotated), len(data.Refused), report.SentIsNoProof)
+	_, err = fmt.Fprintf(said, "%s\n%d users rotated, %d did not, %d attempts were refused.\n%s\n", plain(page.Integrity.Headline), len(page.Rotated), len(page.NotRotated), len(page.Refused), report.SentIsNoProof)
 	return err
-}
-
-func writeOutput(out output, stdout io.Writer, write func(io.Writer) error) error {
-	file, err := out.open(stdout)
-	if err != nil {
-		return err
-	}
-	buffered := bufio.NewWriter(file)
-	if err = write(buffered); err == nil {
-		err = buffered.Flush()
-	}
-	if err != nil {
-		return errors.Join(err, file.abort())
-	}
-	return file.commit()
 }

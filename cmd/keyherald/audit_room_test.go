@@ -43,6 +43,7 @@ type room struct {
 	*sealedlog.Log
 	dir     string
 	address string // of its API, once a test has asked for that
+	cut     func() // ends all connections to it
 	// provider is who the API's callers log in at.
 	provider *api.OIDCConfig
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/google/uuid"
@@ -14,15 +14,16 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// auditTools are what a command that reads the log stands on. It reads as the auditor, where the configuration has that
-// role's URL, and appends as the writer that it read. They are connections apart, also where the role is the same: what
-// is appended must not join a transaction that reads.
+// auditTools are what a command that reads the log in the database stands on. It reads as the auditor, where the
+// configuration has that role's URL, and appends as the writer that it read. They are connections apart, also where the role
+// is the same.
 type auditTools struct {
-	config      config
-	read, write *postgres.DB
+	*reader.Reader
+	config config
 }
 
 func withAuditTools(ctx context.Context, load func() (config, error), do func(*auditTools) error) (err error) {
@@ -30,11 +31,11 @@ func withAuditTools(ctx context.Context, load func() (config, error), do func(*a
 	if err != nil {
 		return err
 	}
-	t := &auditTools{config: c}
-	if t.write, err = openDatabase(ctx, c); err != nil {
+	write, err := openDatabase(ctx, c)
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.write.Close()) }()
+	defer func() { err = errors.Join(err, write.Close()) }()
 	urlFile := c.Database.AuditorURLFile
 	if urlFile == "" {
 		urlFile = c.Database.URLFile
@@ -43,57 +44,31 @@ func withAuditTools(ctx context.Context, load func() (config, error), do func(*a
 	if err != nil {
 		return err
 	}
-	if t.read, err = postgres.Open(ctx, url); err != nil {
+	read, err := postgres.Open(ctx, url)
+	if err != nil {
 		return fmt.Errorf("connecting as the auditor: %w", err)
 	}
-	defer func() { err = errors.Join(err, t.read.Close()) }()
-	return do(t)
-}
-
-// replicaLag is how long the database that is read may take to have what the writer appended: it may be a replica.
-const replicaLag = 10 * time.Second
-
-// record appends that the log is read or exported, before anything of it is put out: without the event there is no
-// output. ctx is not one of a transaction that reads.
-func (t *auditTools) record(ctx context.Context, action audit.Action, command audit.Command, asked ...audit.Field) error {
-	ids, err := t.write.AppendAll(ctx, []audit.Event{{Time: time.Now(), Actor: localActor(), Action: action, Subject: audit.OfLog(audit.LogName(t.logName())), Outcome: audit.Accepted,
-		Detail: append(audit.Detail{audit.Word("command", command)}, asked...)}})
+	defer func() { err = errors.Join(err, read.Close()) }()
+	r, err := c.newReader(read, write)
 	if err != nil {
-		return fmt.Errorf("the log is not read, since that could not be recorded in it: %w", err)
+		return err
 	}
-	// What is read must be the log that the event is in.
-	for deadline := time.Now().Add(replicaLag); ; {
-		if has, err := t.read.HasEvent(ctx, ids[0]); err != nil || has {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return errors.New("database.auditor_url_file leads to another database than database.url_file, or to a replica that is far behind: what the writer appends does not come there")
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+	return do(&auditTools{r, c})
 }
 
-// logName is what events about the log have as their subject.
-func (t *auditTools) logName() string {
-	if t.config.Audit.on() {
-		return t.config.Audit.Name
+// newReader reads the log that the configuration has.
+func (c config) newReader(read, write *postgres.DB) (*reader.Reader, error) {
+	var sinks []reader.Sink
+	for _, s := range c.Audit.Sinks {
+		sinks = append(sinks, s.forReader())
 	}
-	return "audit_log"
+	return reader.New(reader.Config{Read: read, Write: write, Name: c.Audit.Name, Sinks: sinks, SealInterval: c.Audit.Interval, Keys: func() (checkpoint.Keys, error) {
+		if !c.Audit.on() {
+			return checkpoint.Keys{}, reader.ErrUnsigned
+		}
+		return checkpoint.LoadVerifierKeys(c.Audit.Name, c.Audit.SigningKeyFiles...)
+	}})
 }
-
-// verifiers are the keys that sign now, as their public halves.
-func (t *auditTools) verifiers() (checkpoint.Keys, error) {
-	if !t.config.Audit.on() {
-		return checkpoint.Keys{}, errUnsigned
-	}
-	return checkpoint.LoadVerifierKeys(t.config.Audit.Name, t.config.Audit.SigningKeyFiles...)
-}
-
-var errUnsigned = errors.New("the configuration has no audit section, so this log is not signed: config.example.yaml shows one")
 
 // exitError ends the program with a code of its own.
 type exitError struct {
@@ -115,7 +90,7 @@ func exitCode(err error) int {
 // eventKey reads an argument: an event's id, or its leaf index.
 func (t *auditTools) eventKey(ctx context.Context, text string) (record audit.Record, err error) {
 	if key, parseErr := uuid.Parse(text); parseErr == nil {
-		record, ok, err := t.read.Event(ctx, key)
+		record, ok, err := t.Read.Event(ctx, key)
 		if err == nil && !ok {
 			err = fmt.Errorf("there is no event %s: `keyherald audit list` shows their ids", key)
 		}
@@ -125,7 +100,7 @@ func (t *auditTools) eventKey(ctx context.Context, text string) (record audit.Re
 	if err != nil {
 		return record, fmt.Errorf("%q is neither the id of an event nor a leaf index: `keyherald audit list` shows both", text)
 	}
-	page, err := t.read.LeavesBetween(ctx, index, index+1)
+	page, err := t.Read.LeavesBetween(ctx, index, index+1)
 	if err == nil && len(page) == 0 {
 		err = fmt.Errorf("there is no leaf %d yet", index)
 	}
@@ -157,9 +132,44 @@ func plain(text string) string {
 	return b.String()
 }
 
-// tool makes a command that reads the log.
+// tool makes a command that reads the log in the database.
 func tool(load func() (config, error), use, short string, args cobra.PositionalArgs, run func(cmd *cobra.Command, t *auditTools, args []string) error) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
 		return withAuditTools(cmd.Context(), load, func(t *auditTools) error { return run(cmd, t, args) })
 	}}
+}
+
+// orByAPI has a tool act by the API where that is what the caller meant.
+func orByAPI(r *remote, tool *cobra.Command, byAPI func(cmd *cobra.Command, c *client, args []string) error) *cobra.Command {
+	byDatabase := tool.RunE
+	tool.RunE = func(cmd *cobra.Command, args []string) error {
+		meant, err := r.meant(cmd)
+		if err != nil {
+			return err
+		}
+		if !meant {
+			return byDatabase(cmd, args)
+		}
+		c, err := r.connect()
+		if err != nil {
+			return err
+		}
+		return byAPI(cmd, c, args)
+	}
+	return tool
+}
+
+// meant reports whether somebody who may read the log by the database or by the API meant the API: he named a server, or a
+// server is known (by the environment, or by `keyherald login`) and he named no configuration.
+func (r *remote) meant(cmd *cobra.Command) (bool, error) {
+	switch {
+	case r.server != "":
+		return true, nil
+	case cmd.Flag("config").Changed:
+		return false, nil
+	case os.Getenv(serverVariable) != "":
+		return true, nil
+	}
+	kept, err := readLogin()
+	return kept != nil, err
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/audit/checkpoint"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/audit/signer"
 	"github.com/keyherald/keyherald/audit/sink"
 	"github.com/keyherald/keyherald/postgres"
@@ -198,4 +200,60 @@ func (c config) openSigner(ctx context.Context, log zerolog.Logger) (*signer.Sig
 		return nil, nil, errors.Join(err, db.Close())
 	}
 	return s, db, nil
+}
+
+// sinkPatience is how long a sink may take to answer.
+const sinkPatience = 10 * time.Second
+
+// forReader is the sink as one reads its checkpoints back.
+func (s sinkConfig) forReader() reader.Sink {
+	shown := reader.Sink{Name: s.Name, Type: s.Type, Place: s.place(), HeldBy: s.HeldBy}
+	if s.readable() {
+		shown.Recall = func(ctx context.Context, keys checkpoint.Keys) (checkpoint.Checkpoint, error) {
+			return readSink(ctx, s, keys)
+		}
+	}
+	return shown
+}
+
+// place is where a sink is, as the configuration says it.
+func (s sinkConfig) place() string {
+	switch s.Type {
+	case "directory", "file":
+		return s.Path
+	case "syslog":
+		if s.Address == "" {
+			return "this machine's"
+		}
+		return s.Network + " " + s.Address
+	case "webhook":
+		// The path may be a secret, as some services have it.
+		if u, err := url.Parse(s.URL); err == nil {
+			return u.Scheme + "://" + u.Host
+		}
+	case "s3":
+		return strings.TrimSuffix(s.Bucket+"/"+s.Prefix, "/")
+	}
+	return ""
+}
+
+// readSink is the newest checkpoint of a sink; its size is zero where there is none.
+func readSink(ctx context.Context, s sinkConfig, keys checkpoint.Keys) (checkpoint.Checkpoint, error) {
+	if s.Type == "directory" {
+		// Opening one makes it: a share that is not mounted must not look like an empty one.
+		if _, err := os.Stat(s.Path); err != nil {
+			return checkpoint.Checkpoint{}, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, sinkPatience)
+	defer cancel()
+	opened, err := s.open(ctx, keys)
+	if err != nil {
+		return checkpoint.Checkpoint{}, err
+	}
+	memory, ok := opened.(signer.Memory)
+	if !ok {
+		return checkpoint.Checkpoint{}, fmt.Errorf("a sink of type %s is not one that can be read back", s.Type)
+	}
+	return signer.Recall(ctx, memory, keys)
 }

@@ -172,7 +172,7 @@ func (c *client) try(ctx context.Context, key, method, path string, sent body, o
 		return true, fmt.Errorf("the answer of %s did not come whole: %w", c.server, err)
 	}
 	if response.StatusCode >= 300 {
-		return response.StatusCode == http.StatusServiceUnavailable || response.StatusCode == http.StatusTooManyRequests, problemOf(c.server, response, read)
+		return mayComeAgain(response), problemOf(c.server, response, read)
 	}
 	c.replayed = response.Header.Get("Idempotency-Replayed") == "true"
 	if out == nil || len(read) == 0 {
@@ -182,6 +182,52 @@ func (c *client) try(ctx context.Context, key, method, path string, sent body, o
 		return false, fmt.Errorf("%s answers what this program does not know: is it of the same version? %w", c.server, err)
 	}
 	return false, nil
+}
+
+// fetch reads what a route puts out into to, and returns the answer's header. kind is the media type that is asked for, if not any.
+// What did not come whole is an error, and is not asked for again: to may have a part of it.
+func (c *client) fetch(ctx context.Context, path, kind string, to io.Writer) (http.Header, error) {
+	pause := tryAgain
+	for try := 1; ; try++ {
+		header, again, err := c.tryFetch(ctx, path, kind, to)
+		if err == nil || !again || try == maxTries {
+			return header, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		case <-time.After(pause):
+			pause *= 2
+		}
+	}
+}
+
+func (c *client) tryFetch(ctx context.Context, path, kind string, to io.Writer) (header http.Header, again bool, err error) {
+	request, err := c.request(ctx, http.MethodGet, path, body{})
+	if err != nil {
+		return nil, false, err
+	}
+	if kind != "" {
+		request.Header.Set("Accept", kind)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, ctx.Err() == nil, fmt.Errorf("asking %s: %w", c.server, withoutAddress(err))
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		read, _ := io.ReadAll(response.Body)
+		return nil, mayComeAgain(response), problemOf(c.server, response, read)
+	}
+	if _, err := io.Copy(to, response.Body); err != nil {
+		return nil, false, fmt.Errorf("the answer of %s did not come whole: %w", c.server, err)
+	}
+	return response.Header, false, nil
+}
+
+// mayComeAgain reports whether an answer is one that may be another a moment later.
+func mayComeAgain(response *http.Response) bool {
+	return response.StatusCode == http.StatusServiceUnavailable || response.StatusCode == http.StatusTooManyRequests
 }
 
 // withoutAddress is what went wrong, without the whole address before it.

@@ -56,7 +56,7 @@ func newCommand() *cobra.Command {
 		checkCommand(load), registrationCommand(load), botCommand(), enrollCommand(r), devicesCommand(r), rotationsCommand(r), auditCommand(load, r),
 		freezeCommand(r, "freeze", "Stop all triggers; notifications are still taken, and wait", http.MethodPut),
 		freezeCommand(r, "thaw", "Let triggers go again, those that waited at once", http.MethodDelete),
-		restoreCommand(load), rotateCommand(r), kmsCommand(load), tokenCommand(load), loginCommand(r), logoutCommand(), rosterCommand(r), complianceCommand(r), policyCommand(r), campaignCommand(r), grantCommand(r), reenrollmentsCommand(r),
+		restoreCommand(load), rotateCommand(r), kmsCommand(load), tokenCommand(load, r), loginCommand(r), logoutCommand(), rosterCommand(r), complianceCommand(r), policyCommand(r), campaignCommand(r), grantCommand(r), reenrollmentsCommand(r),
 	)
 	return root
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -81,4 +82,28 @@ func (f *outputFile) abort() error {
 		return nil
 	}
 	return f.file.Abort()
+}
+
+// stream writes what write writes, or nothing.
+func (o *output) stream(stdout io.Writer, write func(io.Writer) error) error {
+	file, err := o.open(stdout)
+	if err != nil {
+		return err
+	}
+	buffered := bufio.NewWriterSize(file, 256<<10)
+	if err = write(buffered); err == nil {
+		err = buffered.Flush()
+	}
+	if err != nil {
+		return errors.Join(err, file.abort())
+	}
+	return file.commit()
+}
+
+// write writes what is there.
+func (o *output) write(stdout io.Writer, content []byte) error {
+	return o.stream(stdout, func(to io.Writer) error {
+		_, err := to.Write(content)
+		return err
+	})
 }

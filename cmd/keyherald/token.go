@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"text/tabwriter"
 	"time"
 
@@ -12,10 +15,11 @@ import (
 	"github.com/keyherald/keyherald/postgres"
 )
 
-// tokenCommand makes API tokens over the database, since the first one cannot be made by the API.
-func tokenCommand(load func() (config, error)) *cobra.Command {
+// tokenCommand makes API tokens over the database, since the first one cannot be made by the API, and a session of the API
+// must not make itself last.
+func tokenCommand(load func() (config, error), r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "token", Short: "API tokens, for programs and for the first admin"}
-	cmd.AddCommand(tokenCreate(load), tokenList(load), tokenRevoke(load))
+	cmd.AddCommand(tokenCreate(load), tokenList(load, r), tokenRevoke(load, r))
 	return cmd
 }
 
@@ -53,34 +57,55 @@ func tokenCreate(load func() (config, error)) *cobra.Command {
 	return cmd
 }
 
-func tokenList(load func() (config, error)) *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "List the API tokens, those that ended among them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+func tokenList(load func() (config, error), r *remote) *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List the API tokens, those that ended among them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return withDatabase(cmd.Context(), load, func(db *postgres.DB) error {
 			tokens, err := db.Tokens(cmd.Context())
 			if err != nil {
 				return err
 			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			_, _ = fmt.Fprintln(table, "NAME\tROLE\tSTATE\tMADE BY\tEXPIRES\tLAST USED")
-			for _, t := range tokens {
-				state := "usable"
-				switch {
-				case !t.RevokedAt.IsZero():
-					state = "revoked"
-				case !time.Now().Before(t.ExpiresAt):
-					state = "expired"
-				}
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Role, state, t.CreatedBy, when(t.ExpiresAt), when(t.LastUsedAt))
+			shown := make([]api.Token, len(tokens))
+			for i, t := range tokens {
+				shown[i] = api.TokenOf(t)
 			}
-			return table.Flush()
+			return printTokens(cmd.OutOrStdout(), shown)
 		})
 	}}
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
+		var page api.Page[api.Token]
+		if err := c.do(cmd.Context(), http.MethodGet, "/tokens", nil, &page); err != nil {
+			return err
+		}
+		return printTokens(cmd.OutOrStdout(), page.Items)
+	})
 }
 
-func tokenRevoke(load func() (config, error)) *cobra.Command {
-	return &cobra.Command{Use: "revoke NAME", Short: "End an API token at once", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+func printTokens(out io.Writer, tokens []api.Token) error {
+	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "NAME\tROLE\tSTATE\tMADE BY\tEXPIRES\tLAST USED")
+	for _, t := range tokens {
+		state, used := "usable", "never"
+		switch {
+		case t.RevokedAt != nil:
+			state = "revoked"
+		case !time.Now().Before(t.ExpiresAt):
+			state = "expired"
+		}
+		if t.LastUsedAt != nil {
+			used = when(*t.LastUsedAt)
+		}
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", plain(t.Name), t.Role, state, plain(t.CreatedBy), when(t.ExpiresAt), used)
+	}
+	return table.Flush()
+}
+
+func tokenRevoke(load func() (config, error), r *remote) *cobra.Command {
+	cmd := &cobra.Command{Use: "revoke NAME", Short: "End an API token at once", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		return withDatabase(cmd.Context(), load, func(db *postgres.DB) error {
 			return api.RevokeToken(cmd.Context(), db, time.Now, args[0], localActor())
 		})
 	}}
+	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, args []string) error {
+		return c.do(cmd.Context(), http.MethodDelete, "/tokens/"+url.PathEscape(args[0]), nil, nil)
+	})
 }

@@ -144,14 +144,19 @@ func newWeb(registration appservice.Registration, notifications *intake.Handler,
 }
 
 // newAPI makes the API, which asks the homeserver as the bot's user whom a push would reach.
-func newAPI(c config, registration appservice.Registration, engine *relay.Engine, enforcer *enforce.Enforcer, bot *appservice.Bot, watched condition, db *postgres.DB, log zerolog.Logger, metrics *prometheus.Registry) (*api.Handler, error) {
+func newAPI(c config, registration appservice.Registration, engine *relay.Engine, enforcer *enforce.Enforcer, bot *appservice.Bot, watched condition, db *postgres.DB, logger zerolog.Logger, metrics *prometheus.Registry) (*api.Handler, error) {
 	client, err := mautrix.NewClient(c.Homeserver, c.Bot.UserID, registration.ASToken)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to ask the homeserver for devices: %w", err)
 	}
 	client.DefaultHTTPRetries = 0
-	return api.New(c.API, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, LogName: c.Audit.Name, Version: string(softwareVersion()), Leading: bot.Leading, Problems: watched.problems,
-		TrustedProxies: c.TrustedProxies, Log: log, Metrics: metrics,
+	// As the writer: a caller's rights are the API's to judge.
+	log, err := c.newReader(db, db)
+	if err != nil {
+		return nil, err
+	}
+	return api.New(c.API, api.Deps{DB: db, Engine: engine, Enforcer: enforcer, Reader: log, Version: string(softwareVersion()), Leading: bot.Leading, Problems: watched.problems,
+		TrustedProxies: c.TrustedProxies, Log: logger, Metrics: metrics,
 		Keys: func(ctx context.Context, user id.UserID) (*mautrix.RespQueryKeys, error) {
 			limited, cancel := context.WithTimeout(ctx, 15*time.Second)
 			defer cancel()

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/keyheraldtest"
 )
 
@@ -50,7 +51,11 @@ func newListed(ctx context.Context, users int) (*listed, error) {
 	if err != nil {
 		return l, err
 	}
-	handler, err := api.New(api.Config{Rate: api.RateConfig{PerCaller: 1e6}}, api.Deps{DB: c.db, Engine: engine, Enforcer: c.enforcer, Log: zerolog.Nop()})
+	log, err := reader.New(reader.Config{Read: c.db, Write: c.db})
+	if err != nil {
+		return l, err
+	}
+	handler, err := api.New(api.Config{Rate: api.RateConfig{PerCaller: 1e6}}, api.Deps{DB: c.db, Engine: engine, Enforcer: c.enforcer, Reader: log, Log: zerolog.Nop()})
 	if err != nil {
 		return l, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/api/client"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -27,7 +28,9 @@ func (w *world) serveAPI(t *testing.T, approval string) string {
 	log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	enforcer, err := enforce.New(enforce.Config{DB: w.db, Engine: w.engine, StatusInterval: time.Hour, Approval: rule, Now: w.clock.Now, Log: log})
 	check(t, err)
-	handler, err := api.New(api.Config{}, api.Deps{DB: w.db, Engine: w.engine, Enforcer: enforcer, LogName: "example.org/test", Now: w.clock.Now, Log: log})
+	reads, err := reader.New(reader.Config{Read: w.db, Write: w.db, Name: "example.org/test", Now: w.clock.Now})
+	check(t, err)
+	handler, err := api.New(api.Config{}, api.Deps{DB: w.db, Engine: w.engine, Enforcer: enforcer, Reader: reads, Now: w.clock.Now, Log: log})
 	check(t, err)
 	web := echo.New()
 	handler.Register(web)
