@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/ssss"
 	"maunium.net/go/mautrix/crypto/utils"
@@ -89,14 +90,17 @@ func seal(name string, payload []byte, key *ssss.Key) ssss.EncryptedKeyData {
 // Payload is a secret of bytes as it goes into the storage: in base64 (client-server API, "Key backup", "Cross-signing").
 func Payload(secret []byte) []byte { return []byte(base64.RawStdEncoding.EncodeToString(secret)) }
 
-// accountDataFilter has a sync answer nothing but the account data.
-const accountDataFilter = `{"room":{"rooms":[]},"presence":{"not_types":["*"]}}`
+// accountDataFilter has a sync answer nothing but the account data, but for a type that is not there: Synapse answers a
+// repeated /sync from a cache for two minutes, in which a secret that came since would be missing.
+func accountDataFilter() string {
+	return fmt.Sprintf(`{"room":{"rooms":[]},"presence":{"not_types":["*"]},"account_data":{"not_types":["%s"]}}`, uuid.NewString())
+}
 
 // Entries lists every secret there is, by name: the account data that has something encrypted. Only a sync lists account
 // data; it is one without a token, so that it acknowledges nothing of this device's messages. A sync may lag behind what
 // was written, so each entry is read by itself, and those that the caller knows by name are looked for anyway.
 func (c *Client) Entries(ctx context.Context, known ...string) ([]Entry, error) {
-	resp, err := c.matrix.FullSyncRequest(ctx, mautrix.ReqSync{FilterID: accountDataFilter, SetPresence: event.PresenceOffline})
+	resp, err := c.matrix.FullSyncRequest(ctx, mautrix.ReqSync{FilterID: accountDataFilter(), SetPresence: event.PresenceOffline})
 	if err != nil {
 		return nil, fmt.Errorf("listing the account data: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/protocol"
+	"github.com/keyherald/keyherald/secretstorage"
 )
 
 // resetRecovery is the user who sets up recovery anew on his own device: another 4S key, with his cross-signing keys.
@@ -56,11 +57,11 @@ func TestARecoveryKeyThatIsProvidedLaterWakesTheRotation(t *testing.T) {
 func (w *world) entry(t *testing.T, name string, secret []byte, keys ...*ssss.Key) {
 	t.Helper()
 	check(t, w.stock.Machine.SSSS.SetEncryptedAccountData(t.Context(), event.Type{Type: name, Class: event.AccountDataEventType}, secret, keys...))
-	// Dendrite's sync lags behind, and only a sync lists the names.
+	// Dendrite's sync lags behind, and only a sync lists the names. Synapse's would be one of before, from its cache.
 	wait(t, name+" in a sync", func() bool {
-		resp, err := w.stock.SyncRequest(t.Context(), 0, "", `{"room":{"rooms":[]}}`, false, event.PresenceOffline)
+		entries, err := secretstorage.New(w.stock.Client).Entries(t.Context())
 		check(t, err)
-		return slices.ContainsFunc(resp.AccountData.Events, func(evt *event.Event) bool { return evt.Type.Type == name })
+		return slices.ContainsFunc(entries, func(e secretstorage.Entry) bool { return e.Name == name })
 	})
 }
 
