@@ -366,3 +366,24 @@ func TestTheServerOfALoginIsMeantWhereNothingElseIsNamed(t *testing.T) {
 		t.Errorf("%s read it", actor)
 	}
 }
+
+// By the API, too: no event, no output.
+func TestNothingGoesOutByTheAPIWhereItCannotBeRecorded(t *testing.T) {
+	t.Parallel()
+	r, _ := office(t)
+	r.remotely(t)
+	r.Seal(t)
+	key := lines(t, r.must(t, "list", "--json", "--action", "rotation.done"))[0]["id"].(string)
+	_, err := r.Super.Exec(t.Context(), "REVOKE INSERT ON audit_event FROM "+r.Database.Writer)
+	check(t, err)
+	for _, args := range [][]string{{"list"}, {"show", key}, {"follow", "--once"}, {"prove", key}, {"export", "--format", "csv", "--out", "-"}, {"export", "--format", "bundle", "--out", r.path("bundle.zip")},
+		{"report", "--from", "7d", "--to", "0d", "--out", "-"}} {
+		out, _, err := r.run(t, r.remotely(t, args...)...)
+		if err == nil || out != "" || !strings.Contains(err.Error(), "the server failed") {
+			t.Errorf("%q prints %q and ends with %v", args, out, err)
+		}
+	}
+	if left, err := filepath.Glob(r.path("*bundle*")); err != nil || len(left) > 0 {
+		t.Errorf("there are %s (%v)", left, err)
+	}
+}
