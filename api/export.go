@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/audit/report"
 	"github.com/keyherald/keyherald/internal/period"
@@ -180,7 +179,7 @@ type Log struct {
 	Size     int64 `json:"size"`
 	Unsealed int   `json:"unsealed"`
 	// Checkpoint is the newest; nil where there is none.
-	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
+	Checkpoint *reader.Checkpoint `json:"checkpoint,omitempty"`
 }
 
 func getLog(c *call) (answer, error) {
@@ -199,7 +198,7 @@ func getLog(c *call) (answer, error) {
 		}
 		newest, found, err := c.deps.DB.NewestCheckpoint(in, 0)
 		if found {
-			log.Checkpoint = &Checkpoint{checkpoint.Origin(log.Name, newest.Epoch), newest.Size, newest.At.UTC()}
+			log.Checkpoint = c.deps.Reader.Named(newest)
 		}
 		return err
 	})

@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -82,7 +83,7 @@ func TestPagesWhileOthersAreInserted(t *testing.T) {
 			}
 		}
 	}
-	events := walk[api.Event](t, s, "auditor", "/audit/events?action=rotation.asked", 7, nil)
+	events := walk[reader.Event](t, s, "auditor", "/audit/events?action=rotation.asked", 7, nil)
 	if len(events) < 23 || events[0].Time < events[len(events)-1].Time {
 		t.Errorf("the log shows %d", len(events))
 	}

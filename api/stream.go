@@ -206,7 +206,7 @@ func (w *rotationWatch) look(ctx context.Context, db *postgres.DB, to streamed) 
 			continue
 		}
 		w.sent[record.ID] = true
-		event, err := eventOf(record)
+		event, err := reader.EventOf(record)
 		if err != nil {
 			return false, err
 		}

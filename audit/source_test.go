@@ -129,8 +129,6 @@ func typesOf(t *testing.T, constraint string) []*types.Named {
 // conversions are all the places where a text becomes something that may stand in the log. Each is of the origin that its
 // type names; whoever adds one looks at what it is.
 var conversions = []string{
-	"api: audit.Filter(action)",
-	"api: audit.Filter(f.Actor)",
 	"api: audit.IssuerName(v.config.Issuer)",
 	"api: audit.LogName(c.deps.Reader.LogName())",
 	"api: audit.PersonName(name)",
@@ -138,12 +136,12 @@ var conversions = []string{
 	"api: audit.RouteName(r.route)",
 	"api: audit.TokenName(name)",
 	"api: audit.TokenName(t.Name)",
+	"audit/reader: audit.Filter(action)",
+	"audit/reader: audit.Filter(q.Actor)",
 	"audit/reader: audit.LogName(r.LogName())",
 	"audit/signer: audit.LogName(checkpoint.Origin(s.keys.Name, newest.Epoch))",
 	"audit/signer: audit.LogName(s.keys.Name)",
 	"cmd/keyherald: audit.AccountName(name)",
-	"cmd/keyherald: audit.Filter(action)",
-	"cmd/keyherald: audit.Filter(f.actor)",
 	"cmd/keyherald: audit.HostName(host)",
 	"cmd/keyherald: audit.KMSName(name)",
 	"cmd/keyherald: audit.LogName(c.Audit.Name)",

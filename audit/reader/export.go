@@ -85,7 +85,7 @@ func (r *Reader) export(ctx, in context.Context, by audit.Actor, e Export, put f
 			return ErrRedactionUnsealed
 		}
 	}
-	asked := append([]audit.Field{audit.Word("format", e.Format), audit.Number("size", state.Size)}, PeriodFields(e.Since, e.Until)...)
+	asked := append([]audit.Field{audit.Word("format", e.Format), audit.Number("size", state.Size)}, periodFields(e.Since, e.Until)...)
 	if err := r.Record(ctx, Reading{By: by, Action: audit.LogExported, Command: audit.CommandExport, Asked: asked}); err != nil {
 		return err
 	}

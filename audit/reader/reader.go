@@ -104,8 +104,8 @@ func (r *Reader) Record(ctx context.Context, reading Reading) error {
 	}
 }
 
-// PeriodFields are a period as the log keeps it; a zero time is no bound.
-func PeriodFields(since, until time.Time) (fields []audit.Field) {
+// periodFields are a period as the log keeps it; a zero time is no bound.
+func periodFields(since, until time.Time) (fields []audit.Field) {
 	if !since.IsZero() {
 		fields = append(fields, audit.Time("since", since))
 	}

@@ -78,7 +78,7 @@ func (r *Reader) Report(ctx context.Context, by audit.Actor, span report.Period)
 		return page, err
 	}
 	known := r.outside(ctx, keys)
-	asked := append([]audit.Field{audit.Word("format", audit.FormatReport)}, PeriodFields(span.From, span.To)...)
+	asked := append([]audit.Field{audit.Word("format", audit.FormatReport)}, periodFields(span.From, span.To)...)
 	if err := r.Record(ctx, Reading{By: by, Action: audit.LogExported, Command: audit.CommandReport, Asked: asked}); err != nil {
 		return page, err
 	}

@@ -9,79 +9,41 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/audit"
-	"github.com/keyherald/keyherald/audit/checkpoint"
 	"github.com/keyherald/keyherald/audit/export"
 	"github.com/keyherald/keyherald/audit/reader"
-	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/postgres"
 )
 
 // listFlags are what `audit list` is asked for, as it was written.
 type listFlags struct {
-	rotation, user, actor, outcome, since, until string
-	actions                                      []string
-	limit                                        int
-	refused, asJSON                              bool
+	reader.Query
+	limit           int
+	refused, asJSON bool
 }
 
 // filter reads the flags; asked is what the log keeps of them.
 func (f listFlags) filter(now time.Time) (filter postgres.EventFilter, asked []audit.Field, err error) {
-	fail := func(format string, args ...any) (postgres.EventFilter, []audit.Field, error) {
-		return postgres.EventFilter{}, nil, fmt.Errorf(format, args...)
-	}
-	if f.rotation != "" {
-		if filter.Rotation, err = rotationID(f.rotation); err != nil {
-			return fail("--rotation: %w", err)
-		}
-		asked = append(asked, audit.ID("rotation", filter.Rotation))
-	}
-	if len(f.user)+len(f.actor) > postgres.MaxFilter || (f.user != "" && !strings.HasPrefix(f.user, "@")) {
-		return fail("--user, --actor: write a user such as @alice:example.org, in at most %d bytes", postgres.MaxFilter)
-	}
-	for _, action := range f.actions {
-		if !postgres.IsActionFilter(action) {
-			return fail("--action: %q is no action: write one such as rotation.done, or rotation.* for all of them", action)
-		}
-	}
-	if f.refused && f.outcome != "" && f.outcome != string(audit.Refused) {
-		return fail("--refused and --outcome %s exclude each other", f.outcome)
-	}
-	if f.refused {
-		f.outcome = string(audit.Refused)
-	}
-	if f.outcome != "" && !postgres.IsOutcomeFilter(f.outcome) {
-		return fail("--outcome: %q is none: write accepted, refused, failed or reported_by_device", f.outcome)
+	if f.refused && f.Outcome != "" && f.Outcome != string(audit.Refused) {
+		return filter, nil, fmt.Errorf("--refused and --outcome %s exclude each other", f.Outcome)
 	}
 	if f.limit < 0 {
-		return fail("--limit is %d: write how many, or 0 for all", f.limit)
+		return filter, nil, fmt.Errorf("--limit is %d: write how many, or 0 for all", f.limit)
 	}
-	if filter.Since, filter.Until, err = period.Between(f.since, f.until, now); err != nil {
-		return fail("--since, --until: %w", err)
+	if filter, asked, err = f.query().Filter(now); err != nil {
+		return filter, nil, fmt.Errorf("--%w", err)
 	}
-	filter.User, filter.Actor, filter.Actions, filter.Outcome, filter.Newest = f.user, f.actor, f.actions, f.outcome, f.limit
-	if f.user != "" {
-		asked = append(asked, audit.ID("user", id.UserID(f.user)))
+	filter.Newest = f.limit
+	return filter, asked, nil
+}
+
+func (f listFlags) query() reader.Query {
+	if f.refused {
+		f.Outcome = string(audit.Refused)
 	}
-	if f.actor != "" {
-		asked = append(asked, audit.ID("actor", audit.Filter(f.actor)))
-	}
-	if f.outcome != "" {
-		asked = append(asked, audit.Word("outcome", audit.Outcome(f.outcome)))
-	}
-	if len(f.actions) > 0 {
-		actions := make([]audit.Filter, len(f.actions))
-		for i, action := range f.actions {
-			actions[i] = audit.Filter(action)
-		}
-		asked = append(asked, audit.IDs("actions", actions))
-	}
-	return filter, append(asked, reader.PeriodFields(filter.Since, filter.Until)...), nil
+	return f.Query
 }
 
 func auditList(load func() (config, error), r *remote) *cobra.Command {
@@ -93,14 +55,14 @@ func auditList(load func() (config, error), r *remote) *cobra.Command {
 		}
 		return t.list(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), filter, asked, flags.asJSON)
 	})
-	cmd.Flags().StringVar(&flags.rotation, "rotation", "", "only this rotation's")
-	cmd.Flags().StringVar(&flags.user, "user", "", "only what this user or his devices did or underwent, and his rotations")
-	cmd.Flags().StringVar(&flags.actor, "actor", "", "only this actor's, such as relay, source:NAME, local:USER@HOST, or a user with all his devices")
-	cmd.Flags().StringSliceVar(&flags.actions, "action", nil, "only these actions, such as rotation.done, or rotation.* for all of rotations")
-	cmd.Flags().StringVar(&flags.outcome, "outcome", "", "only this outcome: accepted, refused, failed or reported_by_device")
+	cmd.Flags().StringVar(&flags.Rotation, "rotation", "", "only this rotation's")
+	cmd.Flags().StringVar(&flags.User, "user", "", "only what this user or his devices did or underwent, and his rotations")
+	cmd.Flags().StringVar(&flags.Actor, "actor", "", "only this actor's, such as relay, source:NAME, local:USER@HOST, or a user with all his devices")
+	cmd.Flags().StringSliceVar(&flags.Actions, "action", nil, "only these actions, such as rotation.done, or rotation.* for all of rotations")
+	cmd.Flags().StringVar(&flags.Outcome, "outcome", "", "only this outcome: accepted, refused, failed or reported_by_device")
 	cmd.Flags().BoolVar(&flags.refused, "refused", false, "only what was refused")
-	cmd.Flags().StringVar(&flags.since, "since", "", "only from this time on: a day, a time, or how long ago (24h, 7d)")
-	cmd.Flags().StringVar(&flags.until, "until", "", "only before this time; a day is included")
+	cmd.Flags().StringVar(&flags.Since, "since", "", "only from this time on: a day, a time, or how long ago (24h, 7d)")
+	cmd.Flags().StringVar(&flags.Until, "until", "", "only before this time; a day is included")
 	cmd.Flags().IntVar(&flags.limit, "limit", 100, "at most this many, the newest; 0 for all")
 	cmd.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON Lines")
 	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
@@ -109,24 +71,19 @@ func auditList(load func() (config, error), r *remote) *cobra.Command {
 }
 
 func (t *auditTools) list(ctx context.Context, out, said io.Writer, filter postgres.EventFilter, asked []audit.Field, asJSON bool) error {
-	return t.Read.Snapshot(ctx, func(in context.Context) error {
-		// It fixes the moment that is read, so that the event of this reading is not among the events.
-		if _, err := t.Read.TreeState(in); err != nil {
-			return err
-		}
-		if err := t.Record(ctx, reader.Reading{By: localActor(), Action: audit.LogRead, Command: audit.CommandList, Asked: asked}); err != nil {
-			return err
-		}
-		encode := printEvent
-		if asJSON {
-			encode = export.JSONLine
-		}
-		n, err := export.Each(out, t.Read.Events(in, filter), encode)
-		if err == nil && n == 0 {
-			_, _ = fmt.Fprintln(said, "No event is like that.")
-		}
-		return err
+	encode := printEvent
+	if asJSON {
+		encode = export.JSONLine
+	}
+	n := 0
+	err := t.List(ctx, localActor(), filter, asked, func(record audit.Record) error {
+		n++
+		return encode(out, record)
 	})
+	if err == nil && n == 0 {
+		_, _ = fmt.Fprintln(said, "No event is like that.")
+	}
+	return err
 }
 
 // printEvent is an export.Encoder for people.
@@ -151,7 +108,7 @@ func printLine(to io.Writer, line export.Line) error {
 }
 
 // eventView is one event as `audit show --json` prints it.
-type eventView struct{ api.Event }
+type eventView struct{ reader.Event }
 
 func auditShow(load func() (config, error), r *remote) *cobra.Command {
 	var asJSON bool
@@ -161,35 +118,16 @@ func auditShow(load func() (config, error), r *remote) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		view, err := t.view(ctx, record)
+		event, err := t.Show(ctx, localActor(), record)
 		if err != nil {
 			return err
 		}
-		if err := t.Record(ctx, reader.Reading{By: localActor(), Action: audit.LogRead, Command: audit.CommandShow, Asked: []audit.Field{audit.ID("event", record.ID)}}); err != nil {
-			return err
-		}
-		return view.show(cmd.OutOrStdout(), asJSON)
+		return eventView{event}.show(cmd.OutOrStdout(), asJSON)
 	})
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, args []string) error {
 		return c.showEvent(cmd.Context(), cmd.OutOrStdout(), args[0], asJSON)
 	})
-}
-
-func (t *auditTools) view(ctx context.Context, record audit.Record) (eventView, error) {
-	line, err := export.LineOf(record)
-	if err != nil {
-		return eventView{}, err
-	}
-	view := eventView{api.Event{Line: line, Sealed: record.Index != audit.Unsealed, Redacted: record.RedactedBy != uuid.Nil}}
-	if !view.Sealed {
-		return view, nil
-	}
-	c, ok, err := t.Read.CheckpointCovering(ctx, record.Index)
-	if ok {
-		view.Checkpoint = &api.Checkpoint{Origin: checkpoint.Origin(t.LogName(), c.Epoch), Size: c.Size, SignedAt: c.At.UTC()}
-	}
-	return view, err
 }
 
 func (v eventView) show(out io.Writer, asJSON bool) error {

@@ -16,8 +16,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/api"
-	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/export"
+	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/audit/report"
 )
 
@@ -30,20 +30,18 @@ func (c *client) listEvents(ctx context.Context, out, said io.Writer, flags list
 	if flags.limit == 0 {
 		return errors.New("--limit 0: by the API the log is read the newest first, so that all of it would have to be kept here: write how many, or read by the database (`keyherald audit export`)")
 	}
-	if flags.refused {
-		flags.outcome = string(audit.Refused)
-	}
+	q := flags.query()
 	filters := url.Values{}
-	for name, value := range map[string]string{"rotation": flags.rotation, "user_id": flags.user, "actor": flags.actor, "outcome": flags.outcome, "since": flags.since, "until": flags.until,
-		"action": strings.Join(flags.actions, ",")} {
+	for name, value := range map[string]string{"rotation": q.Rotation, "user_id": q.User, "actor": q.Actor, "outcome": q.Outcome, "since": q.Since, "until": q.Until,
+		"action": strings.Join(q.Actions, ",")} {
 		if value != "" {
 			filters.Set(name, value)
 		}
 	}
-	var events []api.Event
+	var events []reader.Event
 	for len(events) < flags.limit {
 		filters.Set("limit", strconv.Itoa(min(1000, flags.limit-len(events))))
-		var page api.Page[api.Event]
+		var page api.Page[reader.Event]
 		if err := c.do(ctx, http.MethodGet, "/audit/events?"+filters.Encode(), nil, &page); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/audit/reader"
 )
 
 // versionOf is the version as people read it.
@@ -150,7 +151,7 @@ func watch(ctx context.Context, c *client, key uuid.UUID, out io.Writer, asJSON 
 			_, err := fmt.Fprintf(out, "%s\n", data)
 			return err
 		}
-		var e api.Event
+		var e reader.Event
 		if err := json.Unmarshal(data, &e); err != nil {
 			return fmt.Errorf("the server streams what this program does not know: %w", err)
 		}
