@@ -177,7 +177,7 @@ var vocabulary = []entry{
 		[]field{word("why", "why", CauseChanged, CauseAltered, CauseAborted)}},
 	{CampaignPaused, "A campaign begins nobody more until it is resumed; who has begun goes on.",
 		[]Role{Relay, Admin, Operator}, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, append([]field{because(RefusedUnknownCampaign, RefusedCampaignState),
-			word("why", "why, where nobody asked for just that", CauseWaiting, CauseFailing, CauseAltered, CauseRestored)}, waveFields...)},
+			word("why", "why, where nobody asked for just that", CauseWaiting, CauseFailing, CauseAltered, CauseApprovalExpired, CauseRestored)}, waveFields...)},
 	{CampaignResumed, "A paused campaign goes on.", people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedApprovalExpired)}},
 	{CampaignAborted, "A campaign was ended: who had not begun stays as he was.",
 		[]Role{Relay, Admin, Operator}, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState),

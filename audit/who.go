@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -47,38 +48,52 @@ func (r Role) looks() string {
 }
 
 // Actor is who acted.
-type Actor struct{ looks, text string }
+type Actor struct {
+	looks, text string
+	identity    string // where that is not the text
+}
 
 // String is the actor as the log shows it.
 func (a Actor) String() string { return a.text }
+
+// Identity tells whether two actors are the same: unlike String it is without the name that people know somebody by, which
+// he may be able to change.
+func (a Actor) Identity() string {
+	if a.identity != "" {
+		return a.identity
+	}
+	return a.text
+}
 
 func (a Actor) has(role Role) bool { return a.looks == role.looks() }
 
 // BySource is whoever called the address of a source and, but for refusals, was authenticated as it.
 func BySource(name SourceName) Actor {
-	return Actor{Notifier.looks(), "source:" + shown(string(name), 128)}
+	return Actor{looks: Notifier.looks(), text: "source:" + shown(string(name), 128)}
 }
 
 // ByReconciler is the server where it asked a KMS by itself.
 func ByReconciler(kms KMSName) Actor {
-	return Actor{Reconciler.looks(), "reconcile:" + shown(string(kms), 128)}
+	return Actor{looks: Reconciler.looks(), text: "reconcile:" + shown(string(kms), 128)}
 }
 
 // ByDevice is a device by its keys; where an enrollment is refused, as it calls itself.
 func ByDevice(user id.UserID, device id.DeviceID) Actor {
-	return Actor{Managed.looks(), deviceText(user, device)}
+	return Actor{looks: Managed.looks(), text: deviceText(user, device)}
 }
 
 // BySender is a user as the homeserver names him, of whose device nothing is proved.
-func BySender(user id.UserID) Actor { return Actor{Sender.looks(), userText(user)} }
+func BySender(user id.UserID) Actor { return Actor{looks: Sender.looks(), text: userText(user)} }
 
 // ByLocal is the account that ran a command, and the machine it ran on.
 func ByLocal(account AccountName, host HostName) Actor {
-	return Actor{Admin.looks(), "local:" + shown(string(account), 128) + "@" + shown(string(host), maxIdentifier)}
+	return Actor{looks: Admin.looks(), text: "local:" + shown(string(account), 128) + "@" + shown(string(host), maxIdentifier)}
 }
 
 // ByPolicy is the server by a rule of the company's policy.
-func ByPolicy(rule RuleName) Actor { return Actor{Ruler.looks(), "policy:" + shown(string(rule), 64)} }
+func ByPolicy(rule RuleName) Actor {
+	return Actor{looks: Ruler.looks(), text: "policy:" + shown(string(rule), 64)}
+}
 
 // ByPerson is who called the API, as his issuer names him: subject for good, and name, which may be empty, as people know
 // him. A name that is not what people are named by is left out.
@@ -87,7 +102,9 @@ func ByPerson(issuer IssuerName, subject PersonName, name PersonName) Actor {
 	if plainName.MatchString(string(name)) && shown(string(name), 128) == string(name) {
 		who = string(name) + "(" + who + ")"
 	}
-	return Actor{Admin.looks(), "admin:" + who + "@" + shown(string(issuer), maxIdentifier)}
+	// The lengths keep two subjects apart that are shown alike, or have the sign between them in themselves.
+	identity := fmt.Sprintf("person:%d:%s#%s", len(issuer), issuer, subject)
+	return Actor{Admin.looks(), "admin:" + who + "@" + shown(string(issuer), maxIdentifier), identity}
 }
 
 // plainName is a name that cannot pass for more than one: it has no parentheses, spaces or colons.
@@ -95,17 +112,17 @@ var plainName = regexp.MustCompile(`^[\pL\pN._%+@-]{1,128}$`)
 
 // ByToken is who called the API with a token of this name.
 func ByToken(name TokenName) Actor {
-	return Actor{Admin.looks(), "admin:token:" + shown(string(name), 64)}
+	return Actor{looks: Admin.looks(), text: "admin:token:" + shown(string(name), 64)}
 }
 
 // ByRelay is the server by its own rules.
-func ByRelay() Actor { return Actor{Relay.looks(), string(Relay)} }
+func ByRelay() Actor { return Actor{looks: Relay.looks(), text: string(Relay)} }
 
 // BySigner is the part of the server that seals the log.
-func BySigner() Actor { return Actor{Signer.looks(), string(Signer)} }
+func BySigner() Actor { return Actor{looks: Signer.looks(), text: string(Signer)} }
 
 // ByAnybody is somebody of whom nothing is known.
-func ByAnybody() Actor { return Actor{Anybody.looks(), string(Anybody)} }
+func ByAnybody() Actor { return Actor{looks: Anybody.looks(), text: string(Anybody)} }
 
 // kindOfSubject is what an event is about.
 type kindOfSubject string

@@ -72,7 +72,11 @@ func (e *Enforcer) StartCampaign(ctx context.Context, request CampaignRequest, a
 			return fmt.Errorf("making a campaign's id: %w", err)
 		}
 		c = postgres.Campaign{ID: key, IdempotencyKey: request.IdempotencyKey, RequestHash: string(asked), Hash: hash, Parameters: p, State: campaign.Running, Users: len(meant.Users),
-			StartedBy: actor.String(), CreatedAt: event.Time, NeedsApproval: e.approval.Needed(len(meant.Users)), AskedAt: event.Time, AskedBy: actor.String(), BegunAt: event.Time}
+			StartedBy: actor.String(), StartedKey: actor.Identity(), CreatedAt: event.Time, AskedAt: event.Time, BegunAt: event.Time}
+		c.AskedBy, c.AskedKey = c.StartedBy, c.StartedKey
+		if c.NeedsApproval, err = e.needsApproval(ctx, c.Users); err != nil {
+			return err
+		}
 		if c.NeedsApproval {
 			c.State, c.BegunAt = campaign.AwaitingApproval, c.ApprovedAt
 		}
@@ -88,6 +92,13 @@ func (e *Enforcer) StartCampaign(ctx context.Context, request CampaignRequest, a
 		return postgres.Campaign{}, false, err
 	}
 	return c, started, nil
+}
+
+// needsApproval reports whether a campaign of so many users needs approval if it starts now. Those that were started without
+// one in the last day count with it, so that a company is not moved in parts that are small enough.
+func (e *Enforcer) needsApproval(ctx context.Context, users int) (bool, error) {
+	before, err := e.db.StartedUnapproved(ctx, e.now().Add(-campaign.ApprovalLife))
+	return e.approval.Needed(before + users), err
 }
 
 // rests are the events after which a campaign goes on no more by itself: people are told.
@@ -209,7 +220,10 @@ func (e *Enforcer) PlanCampaign(ctx context.Context, parameters campaign.Paramet
 	if err != nil {
 		return plan, err
 	}
-	plan.Unmatched, plan.NotThere, plan.NeedsApproval = meant.Unmatched, meant.NotThere, e.approval.Needed(len(meant.Users))
+	plan.Unmatched, plan.NotThere = meant.Unmatched, meant.NotThere
+	if plan.NeedsApproval, err = e.needsApproval(ctx, len(meant.Users)); err != nil {
+		return plan, err
+	}
 	if plan.Hash, err = campaign.HashOf(p, meant.Users); err != nil {
 		return plan, err
 	}

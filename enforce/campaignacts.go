@@ -53,7 +53,7 @@ func (e *Enforcer) ApproveCampaign(ctx context.Context, key uuid.UUID, hash camp
 		switch {
 		case c.State != campaign.AwaitingApproval && (c.State != campaign.Paused || !c.NeedsApproval):
 			return notIn(c, "approved")
-		case actor.String() == c.StartedBy || actor.String() == c.AskedBy:
+		case asked(c, actor):
 			return refusal.New(refusal.Forbidden, audit.RefusedOwnCampaign, "%s asked for campaign %s: somebody else must approve it", actor, c.ID)
 		case is != c.Hash:
 			return refusal.New(refusal.Conflict, audit.RefusedOtherHash, "campaign %s was altered in the database: its users or parameters are not those that it was started with: abort it, find out who did that, and start another", c.ID)
@@ -77,6 +77,12 @@ func (e *Enforcer) ApproveCampaign(ctx context.Context, key uuid.UUID, hash camp
 		event.Detail = audit.Detail{audit.ID("hash", hash), audit.Time("expires_at", approval.ExpiresAt)}
 		return e.tell(ctx, *c, *event)
 	})
+}
+
+// asked reports whether somebody started a campaign, or changed it last, whatever he is called by now. Who is shown alike
+// counts as well: a replica that is older than the keys knows him by that alone.
+func asked(c *postgres.Campaign, who audit.Actor) bool {
+	return who.Identity() == c.StartedKey || who.Identity() == c.AskedKey || who.String() == c.StartedBy || who.String() == c.AskedBy
 }
 
 // run lets a campaign begin users, from now on: what it was paused for does not count as waiting.
@@ -143,7 +149,7 @@ func (e *Enforcer) ChangeCampaign(ctx context.Context, key uuid.UUID, change Cam
 		if err != nil {
 			return err
 		}
-		c.AskedAt, c.AskedBy = event.Time, actor.String()
+		c.AskedAt, c.AskedBy, c.AskedKey = event.Time, actor.String(), actor.Identity()
 		if c.NeedsApproval {
 			c.State = campaign.AwaitingApproval
 		}

@@ -137,10 +137,15 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 	if err != nil {
 		return false, err
 	}
+	now := e.now()
+	// What begins under an approval may go on; what begins now needs one that is still good.
+	approved := !c.NeedsApproval || now.Sub(c.ApprovedAt) <= campaign.ApprovalLife
 	if c.Wave == 0 {
+		if !approved {
+			return false, e.pause(ctx, c, audit.CauseApprovalExpired, now)
+		}
 		return true, e.startWave(ctx, c, waves)
 	}
-	now := e.now()
 	wave, all := waves[c.Wave-1].Counts, total(waves)
 	var opened time.Duration
 	if !c.WaveOpenedAt.IsZero() {
@@ -161,6 +166,9 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 		}
 		return false, e.pause(ctx, c, why, now, told(c.Wave, wave)...)
 	case campaign.Pass:
+		if !approved && c.Wave < len(waves) {
+			return false, e.pause(ctx, c, audit.CauseApprovalExpired, now, told(c.Wave, wave)...)
+		}
 		return e.passWave(ctx, c, waves, now)
 	}
 	if wave.Pending == 0 {

@@ -28,14 +28,15 @@ type Campaign struct {
 	// Wave is the running one, from 1; 0 before the first.
 	Wave  int
 	Users int
-	// StartedBy is the actor, as the audit log shows him.
+	// StartedBy is the actor, as the audit log shows him, and StartedKey whoever that is (audit.Actor.Identity).
 	StartedBy     string
+	StartedKey    string
 	CreatedAt     time.Time
 	NeedsApproval bool
 	// AskedAt is since when approval is asked for, by AskedBy, who started or changed it; ApprovedAt is when the approval that
 	// stands was given, zero for none.
 	AskedAt, ApprovedAt        time.Time
-	AskedBy                    string
+	AskedBy, AskedKey          string
 	BegunAt, PausedAt, EndedAt time.Time
 	// WaveOpenedAt is when the last user of the running wave began; zero while some are left. CreditAt is until when the rate
 	// is used up.
@@ -43,14 +44,14 @@ type Campaign struct {
 }
 
 const campaignColumns = `id, COALESCE(idempotency_key, ''), request_hash, hash, parameters, state, state_cause, wave, users, started_by, created_at, needs_approval,
-	asked_at, asked_by, approved_at, begun_at, paused_at, ended_at, wave_opened_at, credit_at`
+	asked_at, asked_by, approved_at, begun_at, paused_at, ended_at, wave_opened_at, credit_at, started_key, asked_key`
 
 func scanCampaign(row interface{ Scan(...any) error }) (Campaign, error) {
 	var c Campaign
 	var parameters []byte
 	var approved, begun, paused, ended, opened, credit sql.NullTime
 	err := row.Scan(&c.ID, &c.IdempotencyKey, &c.RequestHash, &c.Hash, &parameters, &c.State, &c.StateCause, &c.Wave, &c.Users, &c.StartedBy, &c.CreatedAt, &c.NeedsApproval,
-		&c.AskedAt, &c.AskedBy, &approved, &begun, &paused, &ended, &opened, &credit)
+		&c.AskedAt, &c.AskedBy, &approved, &begun, &paused, &ended, &opened, &credit, &c.StartedKey, &c.AskedKey)
 	if err != nil {
 		return c, err
 	}
@@ -135,9 +136,10 @@ func (db *DB) InsertCampaign(ctx context.Context, c Campaign, places []campaign.
 	if err != nil {
 		return fmt.Errorf("encoding a campaign: %w", err)
 	}
-	_, err = db.Exec(ctx, `INSERT INTO campaign (id, idempotency_key, request_hash, kind, parameters, hash, state, users, started_by, created_at, needs_approval, asked_at, asked_by, begun_at, credit_at)
-		VALUES ($1, NULLIF($2, ''), $3, $4, $5, $6, $7, $8, $9, $10, $11, $10, $9, $12, $12)`,
-		c.ID, c.IdempotencyKey, c.RequestHash, c.Parameters.Kind, string(parameters), c.Hash, c.State, c.Users, c.StartedBy, c.CreatedAt, c.NeedsApproval, nullTime(c.BegunAt))
+	_, err = db.Exec(ctx, `INSERT INTO campaign (id, idempotency_key, request_hash, kind, parameters, hash, state, users, started_by, created_at, needs_approval, asked_at, asked_by, begun_at, credit_at,
+			started_key, asked_key)
+		VALUES ($1, NULLIF($2, ''), $3, $4, $5, $6, $7, $8, $9, $10, $11, $10, $9, $12, $12, $13, $13)`,
+		c.ID, c.IdempotencyKey, c.RequestHash, c.Parameters.Kind, string(parameters), c.Hash, c.State, c.Users, c.StartedBy, c.CreatedAt, c.NeedsApproval, nullTime(c.BegunAt), c.StartedKey)
 	if err != nil {
 		return fmt.Errorf("keeping a campaign: %w", err)
 	}
@@ -169,13 +171,22 @@ func (db *DB) UpdateCampaign(ctx context.Context, c Campaign) error {
 		return fmt.Errorf("encoding a campaign: %w", err)
 	}
 	_, err = db.Exec(ctx, `UPDATE campaign SET parameters = $2, hash = $3, state = $4, state_cause = $5, wave = $6, needs_approval = $7, asked_at = $8, approved_at = $9, begun_at = $10,
-		paused_at = $11, ended_at = $12, wave_opened_at = $13, credit_at = $14, asked_by = $15 WHERE id = $1`,
+		paused_at = $11, ended_at = $12, wave_opened_at = $13, credit_at = $14, asked_by = $15, asked_key = $16 WHERE id = $1`,
 		c.ID, string(parameters), c.Hash, c.State, c.StateCause, c.Wave, c.NeedsApproval, c.AskedAt, nullTime(c.ApprovedAt), nullTime(c.BegunAt),
-		nullTime(c.PausedAt), nullTime(c.EndedAt), nullTime(c.WaveOpenedAt), nullTime(c.CreditAt), c.AskedBy)
+		nullTime(c.PausedAt), nullTime(c.EndedAt), nullTime(c.WaveOpenedAt), nullTime(c.CreditAt), c.AskedBy, c.AskedKey)
 	if err != nil {
 		return fmt.Errorf("updating campaign %s: %w", c.ID, err)
 	}
 	return nil
+}
+
+// StartedUnapproved is how many users the campaigns have that were started since then and need no approval.
+func (db *DB) StartedUnapproved(ctx context.Context, since time.Time) (users int, err error) {
+	err = db.QueryRow(ctx, `SELECT COALESCE(SUM(users), 0) FROM campaign WHERE NOT needs_approval AND created_at > $1`, since).Scan(&users)
+	if err != nil {
+		return 0, fmt.Errorf("counting who is moved without an approval: %w", err)
+	}
+	return users, nil
 }
 
 // PauseCampaigns pauses all that run, and says which these were.
