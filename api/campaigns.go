@@ -59,10 +59,21 @@ type CampaignProgress struct {
 	Progress  []CampaignWave     `json:"progress"`
 	Approvals []CampaignApproval `json:"approvals,omitempty"`
 	RateNow   int                `json:"rate_now"`
+	// Parameters is what else an approval is for; not in a stream.
+	Parameters *CampaignParameters `json:"parameters,omitempty"`
 	// The estimate of the end, of a running campaign alone. Likely is missing while too few are done to say.
 	Earliest *time.Time `json:"earliest_end,omitempty"`
 	Likely   *time.Time `json:"likely_end,omitempty"`
 	Latest   *time.Time `json:"latest_end,omitempty"`
+}
+
+// CampaignParameters are whom a campaign is for and what it does. With what Campaign has of them they are all that its hash is of.
+type CampaignParameters struct {
+	Who       CampaignWho       `json:"who"`
+	KMS       string            `json:"kms,omitempty"`
+	Path      string            `json:"path,omitempty"`
+	KeyReason rotation.Reason   `json:"key_reason,omitempty"`
+	Exclude   []campaign.Device `json:"exclude,omitempty"`
 }
 
 // CampaignWave is how far a wave has come.
@@ -247,7 +258,9 @@ func getCampaign(c *call) (answer, error) {
 		return answer{}, err
 	}
 	progress, err := c.deps.Enforcer.CampaignProgress(c.ctx, key)
-	a := ok(progressOf(progress))
+	view, p := progressOf(progress), progress.Parameters
+	view.Parameters = &CampaignParameters{CampaignWho{p.Who.All, p.Who.Globs, p.Who.Users, p.Who.Except}, p.KMS, p.Path, p.KeyReason, p.Exclude}
+	a := ok(view)
 	a.header = map[string]string{"ETag": `"` + string(progress.Hash) + `"`}
 	return a, err
 }

@@ -4,13 +4,16 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/protocol"
+	"maunium.net/go/mautrix/id"
 )
 
 const csv = "user_id,exempt_reason,exempt_until\n@alice:example.org,,\n@bob:example.org,parental leave,2099-12-31\n"
@@ -84,6 +87,37 @@ func TestComplianceIsToldWithBothNumbersAndByUser(t *testing.T) {
 	into[struct{}](t, s.as("admin", http.MethodDelete, "/roster/@alice:example.org/exemption", nil), http.StatusNoContent)
 	if got := s.as("admin", http.MethodDelete, "/roster/@nobody:example.org", nil); got.status < 400 {
 		t.Errorf("who is not on it leaves: %d", got.status)
+	}
+}
+
+// An approval is for a hash, and the hash of what is shown is that hash: nothing of it stays hidden.
+func TestWhoApprovesACampaignSeesAllThatTheApprovalIsFor(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", csv+"@carol:example.org,,\n", "Content-Type", "text/csv"), http.StatusOK)
+	started := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", `{"who":{"globs":["@c*:example.org"],"users":["@alice:example.org"],"except":["@bob:*"]},"kms":"corporate",
+		"path":"keyherald/{user}","key_reason":"compromise","exclude":[{"user_id":"@alice:example.org","device_id":"STOLEN"}],"waves":[40,100],"pass_percent":90,"max_wait_seconds":5400,"max_waiting":7,
+		"max_failures":3,"rate":11,"max_latency_ms":1500,"reason":"a laptop was stolen","ticket":"SEC-1"}`), http.StatusCreated)
+	seen := into[api.CampaignProgress](t, s.as("auditor", http.MethodGet, "/campaigns/"+started.ID.String(), nil), http.StatusOK)
+	users := walk[api.CampaignUser](t, s, "auditor", "/campaigns/"+started.ID.String()+"/users", 1, nil)
+	wait, err := time.ParseDuration(seen.MaxWait)
+	check(t, err)
+	latency, err := time.ParseDuration(seen.MaxLatency)
+	check(t, err)
+	of := seen.Parameters
+	p := campaign.Parameters{Kind: seen.Kind, Who: campaign.Who(of.Who), KMS: of.KMS, Path: of.Path, KeyReason: of.KeyReason, Exclude: of.Exclude, Waves: seen.Waves, PassPercent: seen.PassPercent,
+		MaxWait: wait, MaxWaiting: seen.MaxWaiting, MaxFailures: seen.MaxFailures, Rate: seen.Rate, MaxLatency: latency, Reason: seen.Reason, Ticket: seen.Ticket}
+	for i := range reflect.TypeFor[campaign.Parameters]().NumField() {
+		if field := reflect.ValueOf(p).Field(i); field.IsZero() {
+			t.Errorf("%s is not shown", reflect.TypeFor[campaign.Parameters]().Field(i).Name)
+		}
+	}
+	ids := make([]id.UserID, len(users))
+	for i, u := range users {
+		ids[i] = u.UserID
+	}
+	hash, err := campaign.HashOf(p, ids)
+	if err != nil || hash != started.Hash || len(ids) != 2 {
+		t.Errorf("what is shown, for %v, has the hash %s, and the campaign %s (%v)", ids, hash, started.Hash, err)
 	}
 }
 

@@ -38,6 +38,24 @@ func (e CampaignKind) Valid() bool {
 	}
 }
 
+// Defines values for CampaignParametersKeyReason.
+const (
+	CampaignParametersKeyReasonCompromise CampaignParametersKeyReason = "compromise"
+	CampaignParametersKeyReasonDisclosed  CampaignParametersKeyReason = "disclosed"
+)
+
+// Valid indicates whether the value is a known member of the CampaignParametersKeyReason enum.
+func (e CampaignParametersKeyReason) Valid() bool {
+	switch e {
+	case CampaignParametersKeyReasonCompromise:
+		return true
+	case CampaignParametersKeyReasonDisclosed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CampaignRequestKeyReason.
 const (
 	CampaignRequestKeyReasonCompromise CampaignRequestKeyReason = "compromise"
@@ -530,6 +548,14 @@ type CampaignBounds struct {
 	Rate *int `json:"rate,omitempty"`
 }
 
+// CampaignDevice defines model for CampaignDevice.
+type CampaignDevice struct {
+	DeviceId string `json:"device_id"`
+
+	// UserId A Matrix user id, such as @alice:example.org
+	UserId UserID `json:"user_id"`
+}
+
 // CampaignKind defines model for CampaignKind.
 type CampaignKind string
 
@@ -538,6 +564,24 @@ type CampaignPage struct {
 	Items      []Campaign `json:"items"`
 	NextCursor *string    `json:"next_cursor,omitempty"`
 }
+
+// CampaignParameters Whom a campaign is for and what it does. With what Campaign has of them they are all that its hash is of
+type CampaignParameters struct {
+	Exclude *[]CampaignDevice `json:"exclude,omitempty"`
+
+	// KeyReason Missing for a plain change
+	KeyReason *CampaignParametersKeyReason `json:"key_reason,omitempty"`
+
+	// Kms Missing with the path where each key was rotated last
+	Kms *string `json:"kms,omitempty"`
+
+	// Path {user} is the localpart of the user's Matrix id
+	Path *string     `json:"path,omitempty"`
+	Who  CampaignWho `json:"who"`
+}
+
+// CampaignParametersKeyReason Missing for a plain change
+type CampaignParametersKeyReason string
 
 // CampaignPlan defines model for CampaignPlan.
 type CampaignPlan struct {
@@ -569,16 +613,19 @@ type CampaignProgress struct {
 	LatestEnd *time.Time         `json:"latest_end,omitempty"`
 
 	// LikelyEnd Missing while too few are done to say
-	LikelyEnd     *time.Time     `json:"likely_end,omitempty"`
-	MaxFailures   int            `json:"max_failures"`
-	MaxLatency    string         `json:"max_latency"`
-	MaxWait       string         `json:"max_wait"`
-	MaxWaiting    int            `json:"max_waiting"`
-	NeedsApproval bool           `json:"needs_approval"`
-	PassPercent   int            `json:"pass_percent"`
-	PausedAt      *time.Time     `json:"paused_at,omitempty"`
-	Progress      []CampaignWave `json:"progress"`
-	Rate          int            `json:"rate"`
+	LikelyEnd     *time.Time `json:"likely_end,omitempty"`
+	MaxFailures   int        `json:"max_failures"`
+	MaxLatency    string     `json:"max_latency"`
+	MaxWait       string     `json:"max_wait"`
+	MaxWaiting    int        `json:"max_waiting"`
+	NeedsApproval bool       `json:"needs_approval"`
+
+	// Parameters Not in a stream
+	Parameters  *CampaignParameters `json:"parameters,omitempty"`
+	PassPercent int                 `json:"pass_percent"`
+	PausedAt    *time.Time          `json:"paused_at,omitempty"`
+	Progress    []CampaignWave      `json:"progress"`
+	Rate        int                 `json:"rate"`
 
 	// RateNow How many users may begin in a minute, as the homeserver is now
 	RateNow    int           `json:"rate_now"`
@@ -596,12 +643,7 @@ type CampaignProgress struct {
 
 // CampaignRequest defines model for CampaignRequest.
 type CampaignRequest struct {
-	Exclude *[]struct {
-		DeviceId string `json:"device_id"`
-
-		// UserId A Matrix user id, such as @alice:example.org
-		UserId UserID `json:"user_id"`
-	} `json:"exclude,omitempty"`
+	Exclude        *[]CampaignDevice         `json:"exclude,omitempty"`
 	KeyReason      *CampaignRequestKeyReason `json:"key_reason,omitempty"`
 	Kind           *CampaignKind             `json:"kind,omitempty"`
 	Kms            *string                   `json:"kms,omitempty"`
@@ -618,14 +660,8 @@ type CampaignRequest struct {
 	Ticket *string `json:"ticket,omitempty"`
 
 	// Waves Percents of the users that have begun once each wave has
-	Waves *[]int `json:"waves,omitempty"`
-	Who   struct {
-		// All Everybody on the roster; with kind release, everybody who is held
-		All    *bool     `json:"all,omitempty"`
-		Except *[]string `json:"except,omitempty"`
-		Globs  *[]string `json:"globs,omitempty"`
-		Users  *[]UserID `json:"users,omitempty"`
-	} `json:"who"`
+	Waves *[]int      `json:"waves,omitempty"`
+	Who   CampaignWho `json:"who"`
 }
 
 // CampaignRequestKeyReason defines model for CampaignRequest.KeyReason.
@@ -666,6 +702,15 @@ type CampaignWave struct {
 	StartedAt *time.Time `json:"started_at,omitempty"`
 	Users     int        `json:"users"`
 	Wave      int        `json:"wave"`
+}
+
+// CampaignWho defines model for CampaignWho.
+type CampaignWho struct {
+	// All Everybody on the roster; with kind release, everybody who is held
+	All    *bool     `json:"all,omitempty"`
+	Except *[]string `json:"except,omitempty"`
+	Globs  *[]string `json:"globs,omitempty"`
+	Users  *[]UserID `json:"users,omitempty"`
 }
 
 // CheckRequest defines model for CheckRequest.

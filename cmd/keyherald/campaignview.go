@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/keyherald/keyherald/api"
@@ -32,6 +33,9 @@ func printProgress(out io.Writer, p api.CampaignProgress, users []api.CampaignUs
 	if p.StateCause != "" {
 		_, _ = fmt.Fprintf(table, "because\t%s\n", p.StateCause)
 	}
+	for _, line := range parameterLines(p) {
+		_, _ = fmt.Fprintf(table, "%s\t%s\n", line[0], plain(line[1]))
+	}
 	for _, a := range p.Approvals {
 		stands := "good until " + when(a.ExpiresAt)
 		if a.VoidedAt != nil {
@@ -55,6 +59,54 @@ func printProgress(out io.Writer, p api.CampaignProgress, users []api.CampaignUs
 		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", u.UserID, u.State, u.Cause, u.NextAction)
 	}
 	return table.Flush()
+}
+
+// parameterLines are all that an approval is for, as people read it.
+func parameterLines(p api.CampaignProgress) (lines [][2]string) {
+	add := func(name, text string) {
+		if text != "" {
+			lines = append(lines, [2]string{name, text})
+		}
+	}
+	add("ticket", p.Ticket)
+	add("kind", string(p.Kind))
+	if of := p.Parameters; of != nil {
+		add("for", whoText(of.Who))
+		if of.KMS != "" {
+			add("keys", of.KMS+": "+of.Path)
+		} else if p.Kind == campaign.Rotate {
+			add("keys", "where each was rotated last")
+		}
+		add("devices hear", string(of.KeyReason))
+		for _, device := range of.Exclude {
+			add("no key for", device.UserID.String()+" "+device.DeviceID.String())
+		}
+	}
+	add("waves", fmt.Sprintf("%v percent", p.Waves))
+	add("passes", fmt.Sprintf("at %d %% done, or after %s with at most %d %% waited for", p.PassPercent, p.MaxWait, p.MaxWaiting))
+	add("stops", fmt.Sprintf("above %d %% failed", p.MaxFailures))
+	add("rate", fmt.Sprintf("%d users a minute, fewer where the homeserver takes more than %s", p.Rate, p.MaxLatency))
+	return lines
+}
+
+func whoText(who api.CampaignWho) string {
+	var parts []string
+	if who.All {
+		parts = append(parts, "everybody")
+	}
+	parts = append(parts, who.Globs...)
+	for i, user := range who.Users {
+		if i == 10 {
+			parts = append(parts, fmt.Sprintf("and %d more", len(who.Users)-i))
+			break
+		}
+		parts = append(parts, user.String())
+	}
+	text := strings.Join(parts, ", ")
+	if len(who.Except) > 0 {
+		text += "; but not " + strings.Join(who.Except, ", ")
+	}
+	return text
 }
 
 func countsText(c campaign.Counts, users int) string {
