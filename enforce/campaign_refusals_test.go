@@ -1,8 +1,11 @@
 package enforce_test
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -10,6 +13,7 @@ import (
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/refusal"
+	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 )
@@ -152,6 +156,43 @@ func TestADeclaredRestorePausesCampaigns(t *testing.T) {
 	}
 	_, err = c.enforcer.ResumeCampaign(t.Context(), started.ID, second)
 	check(t, err)
+}
+
+// A campaign's step locks the campaign first and its users' rotations then; a restore that did it the other way round would
+// have one of the two fail for a deadlock.
+func TestARestoreWaitsForACampaignsStepWithoutHoldingRotations(t *testing.T) {
+	t.Parallel()
+	c := newCompany(t, "never")
+	c.people(t, 3)
+	started := c.start(t, everybody())
+	c.pass(t, 1)
+	moving := c.users(t, started.ID, campaign.Waiting)[0].Rotation
+	c.report(t, moving, working)
+	ctx := t.Context()
+	restored := make(chan error, 1)
+	check(t, c.db.Txn(ctx, func(ctx context.Context) error {
+		if _, _, err := c.db.LockCampaign(ctx, started.ID); err != nil {
+			return err
+		}
+		go func() {
+			_, err := c.engine.Restore(t.Context(), "FRESH", "the disk broke", second)
+			restored <- err
+		}()
+		err := keyheraldtest.Until(ctx, 30*time.Second, func() error {
+			var waiting int
+			err := c.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
+			if err == nil && waiting == 0 {
+				err = errors.New("the restore does not wait yet")
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		_, _, err = c.db.LockRotation(ctx, moving)
+		return err
+	}))
+	check(t, <-restored)
 }
 
 // The company's own will is no storm, and does not use up what is let through of one.

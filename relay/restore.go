@@ -51,6 +51,12 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 		if err := e.db.JumpSequences(ctx, now.Add(sequenceJump).UnixMicro()); err != nil {
 			return err
 		}
+		// Whom it came to after what survived is not known here: whoever looked into that resumes it. Campaigns
+		// before rotations, as their steps lock them.
+		paused, err := e.db.PauseCampaigns(ctx, string(audit.CauseRestored), now)
+		if err != nil {
+			return err
+		}
 		working, err := e.db.LockWorking(ctx)
 		if err != nil {
 			return err
@@ -65,11 +71,6 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 		for _, r := range working {
 			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 				Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", r.Facts.State), audit.Flag("restored", true)}})
-		}
-		// Whom it came to after what survived is not known here: whoever looked into that resumes it.
-		paused, err := e.db.PauseCampaigns(ctx, string(audit.CauseRestored), now)
-		if err != nil {
-			return err
 		}
 		for _, campaign := range paused {
 			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.CampaignPaused, Subject: audit.OfCampaign(campaign), Outcome: audit.Accepted,
