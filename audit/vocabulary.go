@@ -305,7 +305,7 @@ var vocabulary = []entry{
 		[]Role{Relay}, []kindOfSubject{aUser}, ofNone, []Outcome{Accepted}, []field{room}},
 	{NoticeQueued, "A notice for a user, or for the admin room, is to be sent. Its text is not in the log.",
 		[]Role{Relay}, []kindOfSubject{aUser, theAdmins}, maybe, []Outcome{Accepted},
-		[]field{notice, word("about", "what it is about; the last three are for the admin room", NoticeKeyGiven, NoticeDevicesWithout, NoticeUserMustAct, NoticeKeyNotReplaced, NoticeServerStarted, NoticeStatus, NoticeCampaign)}},
+		[]field{notice, word("about", "what it is about; the last four are for the admin room", NoticeKeyGiven, NoticeDevicesWithout, NoticeUserMustAct, NoticeKeyNotReplaced, NoticeServerStarted, NoticeStatus, NoticeCampaign, NoticeRestored)}},
 	{NoticeSent, "The homeserver took a notice, or it is given up.",
 		[]Role{Relay}, []kindOfSubject{aUser, theAdmins}, maybe, yesNo, []field{because(RefusedByHomeserver, RefusedUserLeft, RefusedTooLate), notice, room}},
 

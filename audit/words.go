@@ -219,6 +219,7 @@ const (
 	NoticeServerStarted  NoticeAbout = "server_started"
 	NoticeStatus         NoticeAbout = "status"
 	NoticeCampaign       NoticeAbout = "campaign"
+	NoticeRestored       NoticeAbout = "database_restored"
 )
 
 // Command is by which command the log was read or exported.

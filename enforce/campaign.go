@@ -114,7 +114,7 @@ func (e *Enforcer) tell(ctx context.Context, c postgres.Campaign, events ...audi
 		if err != nil {
 			return err
 		}
-		if err := e.moved(ctx, c, total(waves)); err != nil {
+		if err := e.moved(ctx, c, Total(waves)); err != nil {
 			return err
 		}
 	}

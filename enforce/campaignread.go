@@ -46,7 +46,7 @@ func (e *Enforcer) CampaignProgress(ctx context.Context, key uuid.UUID) (p Campa
 	if p.RateNow, err = e.rate(ctx, p.Parameters, now); err != nil {
 		return p, err
 	}
-	p.Counts = total(p.Waves)
+	p.Counts = Total(p.Waves)
 	if p.State != campaign.Running {
 		return p, nil
 	}

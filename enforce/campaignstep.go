@@ -146,7 +146,7 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 		}
 		return true, e.startWave(ctx, c, waves)
 	}
-	wave, all := waves[c.Wave-1].Counts, total(waves)
+	wave, all := waves[c.Wave-1].Counts, Total(waves)
 	var opened time.Duration
 	if !c.WaveOpenedAt.IsZero() {
 		opened = now.Sub(c.WaveOpenedAt)
@@ -180,7 +180,8 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 	return e.begin(ctx, c, now)
 }
 
-func total(waves []postgres.CampaignWave) (all campaign.Counts) {
+// Total are the counts of all waves together.
+func Total(waves []postgres.CampaignWave) (all campaign.Counts) {
 	for _, w := range waves {
 		all = all.Add(w.Counts)
 	}
@@ -208,7 +209,7 @@ func (e *Enforcer) passWave(ctx context.Context, c *postgres.Campaign, waves []p
 		return true, e.startWave(ctx, c, waves)
 	}
 	c.State, c.EndedAt = campaign.Finished, now
-	return false, e.tell(ctx, *c, e.event(*c, audit.CampaignFinished, now, told(c.Wave, total(waves))...))
+	return false, e.tell(ctx, *c, e.event(*c, audit.CampaignFinished, now, told(c.Wave, Total(waves))...))
 }
 
 // startWave begins the next wave, unless what was approved is not what stands in the database.

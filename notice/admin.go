@@ -109,6 +109,30 @@ func Started(version, host string) Text {
 	return Text{Title: "Keyherald starts", Parts: []Part{{Says: "Version " + Foreign(version) + " on " + Foreign(host) + "."}}}
 }
 
+// Restore is a declared restore of the database. By is the actor as the log shows him, and Since is zero where nothing is
+// known from before. Again is what only people can do again.
+type Restore struct {
+	By, Reason            string
+	Since, At             time.Time
+	Retriggers, Campaigns int
+	Again                 []string
+}
+
+// Restored is told when a restore is declared.
+func Restored(r Restore) Text {
+	known := "Nothing from before " + moment(r.At) + " is known here."
+	if !r.Since.IsZero() {
+		known = "What happened between " + moment(r.Since) + " and " + moment(r.At) + " is not known here."
+	}
+	return Text{Title: "The database was restored", Parts: []Part{
+		{Says: "Declared by " + Foreign(r.By) + ", for: " + Foreign(r.Reason) + ". " + known},
+		{Says: fmt.Sprintf("Rotations under way that are triggered again: %d. Campaigns that were running and are paused: %d.", r.Retriggers, r.Campaigns)},
+		{Says: "Do again, where it applies:", Items: r.Again},
+	}}
+}
+
+func moment(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
 // Campaign is how a campaign stands when it ended or goes on no more by itself. State and Why are words of the log; Reason is
 // what its initiator wrote.
 type Campaign struct {

@@ -149,6 +149,30 @@ func TestEveryCauseThatTheUserMendsHasATextForHim(t *testing.T) {
 	}
 }
 
+func TestARestoreIsToldWithWhatIsNotKnownAndWhatToDo(t *testing.T) {
+	noon := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	restored := notice.Restore{By: "local:root@admin.example.org", Reason: "the disk of db1.example broke", Since: noon.Add(-time.Hour), At: noon, Retriggers: 3, Campaigns: 2, Again: []string{"look"}}
+	for _, test := range []struct {
+		name  string
+		since time.Time
+		says  []string
+	}{
+		{"a log with events", restored.Since, []string{"by local root admin example org, for: the disk of db1 example broke.", "between 2026-11-25 11:00:00 UTC and 2026-11-25 12:00:00 UTC", "again: 3", "paused: 2", "\n- look"}},
+		{"an empty log", time.Time{}, []string{"Nothing from before 2026-11-25 12:00:00 UTC is known"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			restored.Since = test.since
+			text := notice.Restored(restored)
+			checkText(t, text)
+			for _, says := range test.says {
+				if !strings.Contains(text.Plain(), says) {
+					t.Errorf("it does not say %q:\n%s", says, text.Plain())
+				}
+			}
+		})
+	}
+}
+
 func TestALongListIsCutAndCounted(t *testing.T) {
 	var targets []notice.Target
 	for i := range 60 {

@@ -189,22 +189,10 @@ func (db *DB) StartedUnapproved(ctx context.Context, since time.Time) (users int
 	return users, nil
 }
 
-// PauseCampaigns pauses all that run, and says which these were.
-func (db *DB) PauseCampaigns(ctx context.Context, cause string, at time.Time) ([]uuid.UUID, error) {
-	rows, err := db.Query(ctx, `UPDATE campaign SET state = 'paused', state_cause = $1, paused_at = $2 WHERE state = 'running' RETURNING id`, cause, at)
-	if err != nil {
-		return nil, fmt.Errorf("pausing the campaigns: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var paused []uuid.UUID
-	for rows.Next() {
-		var key uuid.UUID
-		if err := rows.Scan(&key); err != nil {
-			return nil, fmt.Errorf("pausing the campaigns: %w", err)
-		}
-		paused = append(paused, key)
-	}
-	return paused, rows.Err()
+// PauseCampaigns pauses all that run, and returns these as they are then.
+func (db *DB) PauseCampaigns(ctx context.Context, cause string, at time.Time) ([]Campaign, error) {
+	return collect(ctx, db, "the campaigns that are paused", scanCampaign,
+		`UPDATE campaign SET state = 'paused', state_cause = $1, paused_at = $2 WHERE state = 'running' RETURNING `+campaignColumns, cause, at)
 }
 
 // CampaignApproval is a second admin's word for what a hash stands for.

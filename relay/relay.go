@@ -33,8 +33,10 @@ type Config struct {
 	Sealed bool
 	// Proofs are what grants may name, by their names; nil where none is configured.
 	Proofs map[string]*enrollment.Verifier
-	Now    func() time.Time
-	Log    zerolog.Logger
+	// Restored, where it is there, is told in the transaction in which a restore is declared.
+	Restored func(ctx context.Context, r Restored) error
+	Now      func() time.Time
+	Log      zerolog.Logger
 }
 
 // Engine holds no state of its own.
@@ -46,6 +48,7 @@ type Engine struct {
 	storm      rotation.StormLimit
 	sealed     bool
 	proofs     map[string]*enrollment.Verifier
+	restored   func(ctx context.Context, r Restored) error
 	now        func() time.Time
 	log        zerolog.Logger
 }
@@ -64,7 +67,7 @@ func New(config Config) (*Engine, error) {
 	if config.Storm == (rotation.StormLimit{}) {
 		config.Storm = rotation.DefaultStormLimit()
 	}
-	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, proofs: config.Proofs, now: config.Now, log: config.Log}, nil
+	return &Engine{db: config.DB, bot: config.BotUserID, masterKey: config.BotMasterKey, ackTimeout: config.AckTimeout, storm: config.Storm, sealed: config.Sealed, proofs: config.Proofs, restored: config.Restored, now: config.Now, log: config.Log}, nil
 }
 
 func (e *Engine) end(ctx context.Context, r postgres.Rotation, action audit.Action, actor audit.Actor, fields ...audit.Field) error {

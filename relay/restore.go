@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/internal/refusal"
+	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -19,20 +20,25 @@ import (
 // replica whose clock was ahead.
 const sequenceJump = time.Hour
 
-// Restored is what a declared restore found and did.
+// Restored is what a declared restore found and did, by whose word and why.
 type Restored struct {
-	// Since is when the newest event that survived was appended: what happened between then and now is not known here.
-	Since      time.Time
+	By     audit.Actor
+	Reason string
+	// Since is when the newest event that survived was appended, zero where the log is empty: what happened between then
+	// and At, when the restore was declared, is not known here.
+	Since, At  time.Time
 	OldDevice  id.DeviceID
 	NewDevice  id.DeviceID
 	Retriggers int
+	// Paused are the campaigns that were running.
+	Paused []postgres.Campaign
 }
 
 // Restore declares that the database was put back to an earlier state. The bot gets a new device, since a ratchet that
 // went back must not be used; sequences jump; rotations that were under way are triggered again, and their devices
 // answer from their own journals; campaigns that were running pause; and the gap stands in the log.
 func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, actor audit.Actor) (Restored, error) {
-	restored := Restored{NewDevice: fresh}
+	var restored Restored
 	event := audit.Event{Actor: actor, Action: audit.DatabaseRestored, Subject: audit.OfDatabase(), Outcome: audit.Accepted}
 	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		now := e.now()
@@ -40,6 +46,7 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 		if err != nil {
 			return err
 		}
+		restored = Restored{By: actor, Reason: reason, At: now, NewDevice: fresh}
 		last, since, err := e.db.LastEvent(ctx)
 		if err != nil {
 			return err
@@ -51,10 +58,9 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 		if err := e.db.JumpSequences(ctx, now.Add(sequenceJump).UnixMicro()); err != nil {
 			return err
 		}
-		// Whom it came to after what survived is not known here: whoever looked into that resumes it. Campaigns
-		// before rotations, as their steps lock them.
-		paused, err := e.db.PauseCampaigns(ctx, string(audit.CauseRestored), now)
-		if err != nil {
+		// Whom they came to after what survived is not known here: whoever looked into that resumes them. Campaigns before
+		// rotations, as their steps lock them.
+		if restored.Paused, err = e.db.PauseCampaigns(ctx, string(audit.CauseRestored), now); err != nil {
 			return err
 		}
 		working, err := e.db.LockWorking(ctx)
@@ -72,12 +78,17 @@ func (e *Engine) Restore(ctx context.Context, fresh id.DeviceID, reason string, 
 			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
 				Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", r.Facts.State), audit.Flag("restored", true)}})
 		}
-		for _, campaign := range paused {
-			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.CampaignPaused, Subject: audit.OfCampaign(campaign), Outcome: audit.Accepted,
+		for _, campaign := range restored.Paused {
+			events = append(events, audit.Event{Time: now, Actor: actor, Action: audit.CampaignPaused, Subject: audit.OfCampaign(campaign.ID), Outcome: audit.Accepted,
 				Detail: audit.Detail{audit.Word("why", audit.CauseRestored)}})
 		}
 		if err := e.db.Append(ctx, events...); err != nil {
 			return err
+		}
+		if e.restored != nil {
+			if err := e.restored(ctx, restored); err != nil {
+				return err
+			}
 		}
 		return e.db.Notify(ctx, WorkChannel, "")
 	})

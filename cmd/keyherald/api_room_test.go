@@ -26,7 +26,7 @@ func (r *room) server(t *testing.T) string {
 	db, err := openDatabase(context.Background(), c)
 	check(t, err)
 	t.Cleanup(func() { _ = db.Close() })
-	engine, _, err := newEngine(c, db, zerolog.Nop())
+	engine, _, err := newEngine(c, db, nil, zerolog.Nop())
 	check(t, err)
 	enforcer, err := newEnforcer(c, db, engine, nil, zerolog.Nop())
 	check(t, err)

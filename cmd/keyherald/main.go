@@ -115,7 +115,11 @@ func withEngine(ctx context.Context, load func() (config, error), do func(*postg
 		return err
 	}
 	defer func() { _ = db.Close() }()
-	engine, _, err := newEngine(c, db, zerolog.Nop())
+	notices, err := newNotices(c, db, zerolog.Nop())
+	if err != nil {
+		return err
+	}
+	engine, _, err := newEngine(c, db, notices, zerolog.Nop())
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/enrollment"
 	"github.com/keyherald/keyherald/intake"
+	"github.com/keyherald/keyherald/notice"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/relay"
 	"github.com/keyherald/keyherald/todevice"
@@ -88,7 +89,7 @@ func migrate(ctx context.Context, c config) error {
 	return errors.Join(db.Migrate(ctx, c.Database.Roles, localActor(), softwareVersion()), db.Close())
 }
 
-func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, appservice.Identity, error) {
+func newEngine(c config, db *postgres.DB, notices *notice.Notices, log zerolog.Logger) (*relay.Engine, appservice.Identity, error) {
 	identity, err := c.identity()
 	if err != nil {
 		return nil, identity, err
@@ -97,7 +98,8 @@ func newEngine(c config, db *postgres.DB, log zerolog.Logger) (*relay.Engine, ap
 	if err != nil {
 		return nil, identity, err
 	}
-	engine, err := relay.New(relay.Config{DB: db, Proofs: proofs, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Sealed: c.Audit.on(), Log: log})
+	engine, err := relay.New(relay.Config{DB: db, Proofs: proofs, BotUserID: identity.UserID, BotMasterKey: identity.MasterKey(), AckTimeout: c.AckTimeout, Storm: c.Storm.Limit, Sealed: c.Audit.on(), Log: log,
+		Restored: func(ctx context.Context, r relay.Restored) error { return tellRestored(ctx, db, notices, r) }})
 	return engine, identity, err
 }
 
@@ -119,7 +121,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return err
 	}
 	defer func() { _ = db.Close() }()
-	engine, identity, err := newEngine(c, db, log)
+	notices, err := newNotices(c, db, log)
+	if err != nil {
+		return err
+	}
+	engine, identity, err := newEngine(c, db, notices, log)
 	if err != nil {
 		return err
 	}
@@ -143,10 +149,6 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 		return err
 	}
 	host, _ := os.Hostname()
-	notices, err := newNotices(c, db, log)
-	if err != nil {
-		return err
-	}
 	var speaker func(*mautrix.Client, func(ctx context.Context) error) appservice.Speaker
 	if notices != nil {
 		speaker = func(client *mautrix.Client, fence func(ctx context.Context) error) appservice.Speaker {
