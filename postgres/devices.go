@@ -71,6 +71,16 @@ func (db *DB) Device(ctx context.Context, key uuid.UUID) (Device, error) {
 	return device, nil
 }
 
+// LockDevice is Device, and locks it until the transaction ends. Whoever locks a device does it before its re-enrollments and
+// before rotations.
+func (db *DB) LockDevice(ctx context.Context, key uuid.UUID) (Device, error) {
+	device, err := scanDevice(db.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1 FOR UPDATE`, key))
+	if err != nil {
+		return device, fmt.Errorf("locking device %s: %w", key, err)
+	}
+	return device, nil
+}
+
 // DeviceByKey finds the device of a user with this Curve25519 key; ok is false if there is none.
 func (db *DB) DeviceByKey(ctx context.Context, user id.UserID, identityKey id.Curve25519) (device Device, ok bool, err error) {
 	device, err = scanDevice(db.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE user_id = $1 AND identity_key = $2`, user, identityKey))

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
 )
 
 // ReenrollmentState is where a device stands that asked again.
 type ReenrollmentState string
 
-// The states: it waits for an admin; he released it, and the bot has yet to look; he rejected it; the device is enrolled
+// The states: it waits for an admin; he released it, and the bot has yet to look; he rejected it, or the user left the roster; the device is enrolled
 // again; the device asked once more, with yet another identity; the identity had changed again when the bot looked, or the
 // device was enrolled or revoked meanwhile.
 const (
@@ -36,13 +37,14 @@ type Reenrollment struct {
 	NewMasterKey id.Ed25519        `json:"new_master_key"`
 	AskedAt      time.Time         `json:"asked_at"`
 	State        ReenrollmentState `json:"state"`
-	// DecidedAt is zero, and DecidedBy empty, until an admin decides.
+	// DecidedAt is zero, and DecidedBy empty, until it is decided.
 	DecidedAt time.Time `json:"decided_at,omitzero"`
 	DecidedBy string    `json:"decided_by,omitempty"`
 }
 
-const reenrollmentSelect = `SELECT r.id, r.device_id, d.user_id, d.device_id, r.old_master_key, r.new_master_key, r.asked_at, r.state, r.decided_at, r.decided_by
-	FROM reenrollment r JOIN device d ON d.id = r.device_id WHERE `
+const reenrollmentColumns = `r.id, r.device_id, d.user_id, d.device_id, r.old_master_key, r.new_master_key, r.asked_at, r.state, r.decided_at, r.decided_by`
+
+const reenrollmentSelect = `SELECT ` + reenrollmentColumns + ` FROM reenrollment r JOIN device d ON d.id = r.device_id WHERE `
 
 func scanReenrollment(row interface{ Scan(...any) error }) (r Reenrollment, err error) {
 	var decided sql.NullTime
@@ -111,6 +113,13 @@ func (db *DB) DecideReenrollment(ctx context.Context, key uuid.UUID, state Reenr
 		return fmt.Errorf("deciding about re-enrollment %s: %w", key, err)
 	}
 	return nil
+}
+
+// RejectReenrollmentsOf rejects what devices of users asked and nobody settled, and returns these. That their events are
+// appended, and the devices are told, is for the caller.
+func (db *DB) RejectReenrollmentsOf(ctx context.Context, users []id.UserID, at time.Time, by string) ([]Reenrollment, error) {
+	return collect(ctx, db, "the re-enrollments that are rejected", scanReenrollment, `UPDATE reenrollment r SET state = 'rejected', decided_at = $2, decided_by = $3
+		FROM device d WHERE d.id = r.device_id AND d.user_id = ANY ($1) AND r.state IN ('waiting', 'released') RETURNING `+reenrollmentColumns, pq.Array(users), at, by)
 }
 
 // SettleReenrollment keeps that the bot did what was decided, and how it ended.

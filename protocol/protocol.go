@@ -196,7 +196,7 @@ func (r Refusal) Explain() string {
 	case RefusedQueued:
 		return "an admin must release it first (keyherald reenrollments): the device is told then, and goes on by itself"
 	case RefusedRejected:
-		return "an admin rejected it: a code is needed now"
+		return "an admin rejected it, or the user left the roster: a code is needed now"
 	case RefusedNotBefore:
 		return "the server does not know this device, or trusts it as it is: enroll it with a code"
 	default:

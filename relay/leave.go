@@ -12,14 +12,15 @@ import (
 type Left struct{ Rotations, Devices, Codes int }
 
 // Leave ends everything that is under way for users, within the caller's transaction: open enrollment codes are void, devices
-// revoked and rotations cancelled, all of them told as Revoke and Cancel have them told. The reason stands with each device.
+// revoked, those that asked to be enrolled again turned away, and rotations cancelled, all of them told as Revoke,
+// RejectReenrollment and Cancel have them told. The reason stands with each device.
 func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reason, actor audit.Actor) (map[id.UserID]Left, error) {
 	left := map[id.UserID]Left{}
 	if len(users) == 0 {
 		return left, nil
 	}
 	// Codes before devices and devices before rotations, as enrollments and reports lock them. A device that enrolls
-	// meanwhile has locked its code: it is among the devices then.
+	// meanwhile has locked its code: it is among the devices then. One that asks again has locked itself.
 	codes, err := e.db.BurnCodes(ctx, users, e.now())
 	if err != nil {
 		return nil, err
@@ -46,6 +47,9 @@ func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reas
 	if err := e.db.Append(ctx, revoked...); err != nil {
 		return nil, err
 	}
+	if err := e.turnAway(ctx, users, reason); err != nil {
+		return nil, err
+	}
 	rotations, err := e.db.LockOpenRotations(ctx, users)
 	if err != nil {
 		return nil, err
@@ -59,4 +63,19 @@ func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reas
 		left[r.UserID] = l
 	}
 	return left, e.db.Notify(ctx, WorkChannel, "")
+}
+
+// turnAway rejects by the server's own word what devices of users asked: nobody is left to decide it.
+func (e *Engine) turnAway(ctx context.Context, users []id.UserID, reason audit.Reason) error {
+	now := e.now()
+	waiting, err := e.db.RejectReenrollmentsOf(ctx, users, now, audit.ByRelay().String())
+	if err != nil {
+		return err
+	}
+	rejected := make([]audit.Event, len(waiting))
+	for i, r := range waiting {
+		rejected[i] = audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.ReenrollmentRejected, Subject: audit.OfDevice(r.UserID, r.DeviceID), Outcome: audit.Accepted,
+			Detail: append(masterKeys(r), audit.Text("reason", reason))}
+	}
+	return e.db.Append(ctx, rejected...)
 }

@@ -71,6 +71,10 @@ func masterKeys(r postgres.Reenrollment) audit.Detail {
 // it the device is not obeyed, nor triggered.
 func (s *Session) again(ctx context.Context, message *todevice.Message, request protocol.EnrollRequest, now time.Time) (verdict, error) {
 	device, known, err := s.db.DeviceByKey(ctx, message.Sender, message.SenderKey)
+	if err == nil && known {
+		// Who revokes it meanwhile, or takes its user off the roster, comes before this or finds what is queued here.
+		device, err = s.db.LockDevice(ctx, device.ID)
+	}
 	switch {
 	case err != nil:
 		return verdict{}, err
@@ -158,11 +162,16 @@ func (s *Session) settle(ctx context.Context, r postgres.Reenrollment) error {
 		return err
 	}
 	return s.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		// The device before what it asked, as Leave locks them: what is revoked meanwhile stays so.
+		d, err := s.db.LockDevice(ctx, r.Device)
+		if err != nil {
+			return err
+		}
 		locked, ok, err := s.db.LockReenrollment(ctx, r.ID)
 		if err != nil || !ok || locked.State != r.State {
 			return err
 		}
-		response, err := s.carryOut(ctx, r, identities[r.UserID])
+		response, err := s.carryOut(ctx, r, d, identities[r.UserID])
 		if err != nil {
 			return err
 		}
@@ -175,19 +184,15 @@ func (s *Session) settle(ctx context.Context, r postgres.Reenrollment) error {
 	})
 }
 
-// carryOut enrolls a device that was released, if its user's identity is still the one that was looked at, and gives the
+// carryOut enrolls a locked device that was released, if its user's identity is still the one that was looked at, and gives the
 // answer to the device.
-func (s *Session) carryOut(ctx context.Context, r postgres.Reenrollment, identity crosssigning.Identity) (protocol.EnrollResponse, error) {
-	response := protocol.EnrollResponse{UserMasterKey: r.NewMasterKey, Again: true}
+func (s *Session) carryOut(ctx context.Context, r postgres.Reenrollment, d postgres.Device, identity crosssigning.Identity) (response protocol.EnrollResponse, err error) {
+	response = protocol.EnrollResponse{UserMasterKey: r.NewMasterKey, Again: true}
 	if r.State == postgres.ReenrollmentRejected {
 		response.Reason = protocol.RefusedRejected
 		return response, s.db.SettleReenrollment(ctx, r.ID, r.State)
 	}
 	now := s.now()
-	d, err := s.db.Device(ctx, r.Device)
-	if err != nil {
-		return response, err
-	}
 	event := audit.Event{Time: now, Actor: actorOf(d), Subject: subjectOf(d), Action: audit.EnrollmentRefused, Outcome: audit.Refused}
 	d.MasterKey, d.EnrolledAt = r.NewMasterKey, now
 	switch {
