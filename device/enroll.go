@@ -45,7 +45,7 @@ func (a *Account) askToEnroll(ctx context.Context, bot id.UserID, masterKey id.E
 	if err := because(&request); err != nil {
 		return err
 	}
-	if err := a.send(ctx, p, request); err != nil {
+	if err := a.send(ctx, p, request, nil); err != nil {
 		return err
 	}
 	return a.awaitAnswer(ctx, false)
@@ -61,8 +61,8 @@ func (a *Account) request(ctx context.Context, p pin, userMasterKey id.Ed25519) 
 	}, err
 }
 
-// send pins the server and queues the request to its bot.
-func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollRequest) error {
+// send pins the server and queues the request to its bot, unless the pin of then is not one for which still holds.
+func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollRequest, still func(pin) bool) error {
 	bot, err := a.bot(ctx, p)
 	if err != nil {
 		return err
@@ -72,6 +72,11 @@ func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollReques
 		return err
 	}
 	return a.endpoint.InTxn(ctx, func(ctx context.Context) error {
+		if still != nil {
+			if now, err := a.pin(ctx); err != nil || !still(now) {
+				return err
+			}
+		}
 		if err := a.setPin(ctx, p); err != nil {
 			return err
 		}

@@ -28,7 +28,8 @@ func (a *Account) askAgainIfReset(ctx context.Context, identity crosssigning.Ide
 		return nil
 	}
 	a.log.Warn().Msg("The user's identity was reset, and the new one has signed this device: the server is asked to enroll it again")
-	return a.queueAgain(ctx, p, identity.MasterKey)
+	// Two statuses may be made at once, and both come here: the second finds that it was asked.
+	return a.queueAgain(ctx, p, identity.MasterKey, func(now pin) bool { return now == p })
 }
 
 // EnrollAgain asks the server that the device is enrolled with to enroll it with the user's identity of now, after that was
@@ -48,7 +49,7 @@ func (a *Account) EnrollAgain(ctx context.Context) (waits bool, err error) {
 	if !identity.Devices[a.client.DeviceID].CrossSigned {
 		return false, errors.New("the device is not cross-signed by the user's new identity: verify it first")
 	}
-	if err := a.queueAgain(ctx, p, identity.MasterKey); err != nil {
+	if err := a.queueAgain(ctx, p, identity.MasterKey, nil); err != nil {
 		return false, err
 	}
 	err = a.awaitAnswer(ctx, true)
@@ -59,14 +60,14 @@ func (a *Account) EnrollAgain(ctx context.Context) (waits bool, err error) {
 	return false, err
 }
 
-func (a *Account) queueAgain(ctx context.Context, p pin, master id.Ed25519) error {
+func (a *Account) queueAgain(ctx context.Context, p pin, master id.Ed25519, still func(pin) bool) error {
 	request, err := a.request(ctx, p, master)
 	if err != nil {
 		return err
 	}
 	request.Again = true
 	p.Accepted, p.Asked = false, master
-	return a.send(ctx, p, request)
+	return a.send(ctx, p, request, still)
 }
 
 // reenrolled is the server's word about a device that asked again; the last one may come days after the first.

@@ -151,10 +151,17 @@ func newFaulty(t *testing.T, changes ...func(w *faulty)) *faulty {
 	w.device = &program{start: func() { w.startDevice(t) }}
 	w.startDevice(t)
 	t.Cleanup(func() { w.device.stop(t) })
-	w.store, err = sql.Open("sqlite", "file:"+w.world.store("managed")+"?mode=ro&_pragma=busy_timeout(5000)")
-	check(t, err)
-	t.Cleanup(func() { _ = w.store.Close() })
+	w.store = w.look(t, "managed")
 	return w
+}
+
+// look opens a managed device's store to be read.
+func (w *world) look(t *testing.T, name string) *sql.DB {
+	t.Helper()
+	store, err := sql.Open("sqlite", "file:"+w.store(name)+"?mode=ro&_pragma=busy_timeout(5000)")
+	check(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	return store
 }
 
 func (w *faulty) startServer(t *testing.T) {
@@ -191,12 +198,17 @@ func (w *faulty) startDevice(t *testing.T) {
 // openDevice opens the managed device's account, as the running device and commands do.
 func (w *faulty) openDevice(t *testing.T) *device.Account {
 	t.Helper()
-	config := w.world.account(t, "managed", func(c *device.AccountConfig) {
+	return w.openNamed(t, "managed")
+}
+
+func (w *faulty) openNamed(t *testing.T, name string) *device.Account {
+	t.Helper()
+	config := w.world.account(t, name, func(c *device.AccountConfig) {
 		w.account(c)
 		c.Homeserver = w.devSide.URL
 		c.KMS = device.KMS{Name: "dev", Config: kmsconfig.Config{Type: kmsconfig.Setec, URL: w.kmsSide.URL}, Path: kmsPath}
 	})
-	options := w.options(t, "managed")
+	options := w.options(t, name)
 	options.StatusInterval = w.statusInterval
 	options.OpenSQLite = func(dataSource string) (*sql.DB, error) {
 		plain, err := sql.Open("sqlite", "")

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -92,9 +91,7 @@ func TestADeviceThatAsksAgainIsTurnedAwayWhenItsUserLeavesTheRoster(t *testing.T
 		t.Error("it may be released afterwards")
 	}
 	// The device is told as after a rejection: it waits for no last word any more.
-	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?mode=ro&_pragma=busy_timeout(5000)")
-	check(t, err)
-	defer func() { _ = store.Close() }()
+	store := w.look(t, "managed")
 	pin := func() (raw string) {
 		check(t, store.QueryRowContext(ctx, `SELECT value FROM state WHERE name = 'pin'`).Scan(&raw))
 		return raw

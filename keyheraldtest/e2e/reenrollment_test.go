@@ -1,11 +1,21 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -125,6 +135,67 @@ func TestADeviceThatIsRejectedNeedsACode(t *testing.T) {
 	check(t, err)
 	if devices[0].State != postgres.Enrolled {
 		t.Errorf("with a code it is %s", devices[0].State)
+	}
+}
+
+// meeting is the homeserver, where two looks at a user's keys are answered together.
+func meeting(t *testing.T, homeserver string, user id.UserID) *httptest.Server {
+	t.Helper()
+	to, err := url.Parse(homeserver)
+	check(t, err)
+	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
+	var looks atomic.Int32
+	both := make(chan struct{})
+	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		req.Body = io.NopCloser(bytes.NewReader(body))
+		if strings.HasSuffix(req.URL.Path, "/keys/query") && bytes.Contains(body, []byte(user)) {
+			if looks.Add(1) == 2 {
+				close(both)
+			}
+			select {
+			case <-both:
+			case <-req.Context().Done():
+			}
+		}
+		forward.ServeHTTP(rw, req)
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy
+}
+
+// A device that begins makes two statuses at once; both find the new identity.
+func TestADeviceThatFindsANewIdentityTwiceAtOnceAsksOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+	first := w.open(t, "managed")
+	w.enroll(t, first)
+	check(t, first.Close())
+	devices, err := w.db.Devices(ctx, w.alice)
+	check(t, err)
+	w.reset(t)
+	own, err := w.stock.OwnDevices(ctx)
+	check(t, err)
+	check(t, w.stock.Machine.SignOwnDevice(ctx, own[devices[0].DeviceID]))
+	proxy := meeting(t, w.hs.URL, w.alice)
+	account := w.open(t, "managed", func(c *device.AccountConfig) { c.Homeserver = proxy.URL })
+	run(t, account.Run)
+	store := w.look(t, "managed")
+	wait(t, "the device to be answered", func() bool {
+		var answered bool
+		check(t, store.QueryRowContext(ctx, `SELECT COUNT(*) FILTER (WHERE state = 'pending') = 0 AND COUNT(*) > 1 FROM todevice_outbox WHERE key LIKE 'enroll/%'`).Scan(&answered))
+		return answered && len(w.waiting(t)) == 1
+	})
+	var requests int
+	check(t, store.QueryRowContext(ctx, `SELECT COUNT(*) FROM todevice_outbox WHERE key LIKE 'enroll/%'`).Scan(&requests))
+	// The first enrollment is one.
+	if counts := countedByOutcome(t, w.db); requests != 2 || counts["reenrollment.queued accepted"] != 1 || counts["enrollment.refused refused"] != 0 {
+		t.Errorf("it sent %d requests, and the log has %v", requests, counts)
 	}
 }
 
