@@ -81,7 +81,7 @@ func (w *faulty) try(t *testing.T, fault faults.Fault, before func(), do func(t 
 			t.Fatalf("it did not come to this write: %v", w.faults.Points())
 		}
 		if n > 0 {
-			before()
+			w.faults.Rest(before)
 		}
 		do(t)
 	}

@@ -245,6 +245,24 @@ func TestNothingIsPreparedOrExecutedOnAConnectionAfterItsFault(t *testing.T) {
 	}
 }
 
+func TestWhatIsPreparedNeitherCountsNorFails(t *testing.T) {
+	t.Parallel()
+	o := newOpened(t, "PostgreSQL")
+	insert := func() error {
+		_, err := o.watched.ExecContext(t.Context(), `INSERT INTO first VALUES (1)`)
+		return err
+	}
+	o.recorder.Arm(faults.Fault{Label: "database: INSERT first", Nth: 2, Mode: faults.Lost}, nil)
+	check(t, insert())
+	o.recorder.Rest(func() { check(t, insert()) })
+	if o.recorder.Fired() || len(o.recorder.Points()) != 1 {
+		t.Errorf("it counted %v (the fault fired: %t)", o.recorder.Points(), o.recorder.Fired())
+	}
+	if err := insert(); !errors.Is(err, faults.ErrInjected) {
+		t.Errorf("the second one ends with %v", err)
+	}
+}
+
 func TestAPreparedReadIsNoPoint(t *testing.T) {
 	t.Parallel()
 	o := newOpened(t, "PostgreSQL")
