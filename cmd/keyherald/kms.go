@@ -55,6 +55,8 @@ func kmsCommand(load func() (config, error)) *cobra.Command {
 		}}
 	print.Flags().StringVar(&place.Path, "path", "", "where the users' keys are, with {user} for a user's name, such as keyherald/{user}/backup-key")
 	print.Flags().StringVar(&place.RecoveryPath, "recovery-path", "", "where devices keep the recovery keys of identities they make, if they do")
+	print.Flags().BoolVar(&place.RecoveryRead, "recovery-read", false, "let devices read there what they put, so that one that was killed while it did finds out whether it did")
+	print.Flags().BoolVar(&place.RecoveryReplace, "recovery-replace", false, "let devices put recovery keys that replace others below --recovery-path, each under its id")
 	print.Flags().BoolVar(&place.Write, "write", false, "let devices write the keys they generate")
 	print.Flags().StringVar(&user, "user", "", "the device's user; left out, the policy is a template for all users where the KMS has such")
 	print.Flags().StringVar(&side, "for", "", "print one policy alone: server or device")

@@ -32,6 +32,12 @@ func TestThePoliciesOfEachKMSArePrinted(t *testing.T) {
 		{"AWS in its partition", "cloud --account 111122223333", "arn:aws-us-gov:secretsmanager:us-gov-west-1:111122223333:secret:keyherald/${aws:PrincipalTag/matrix_user}/backup-key-??????", "{user}"},
 		{"setec's for one user", "corporate --user alice", `"keyherald/alice/backup-key.metadata"`, "{user}"},
 		{"the recovery key's path", "keys --for device --recovery-path keyherald/{user}/recovery-key", "recovery-key", "update\", \"read"},
+		{"nobody reads it where that is not asked for", "keys --for device --recovery-path keyherald/{user}/recovery-key", `["create"]`, `["create", "read"]`},
+		{"a device that reads it", "keys --for device --recovery-path keyherald/{user}/recovery-key --recovery-read", `["create", "read"]`, `["create"]`},
+		{"a device that replaces it", "keys --for device --recovery-path keyherald/{user}/recovery-key --recovery-replace", `{{identity.entity.name}}/recovery-key/+"`, `["create", "read"]`},
+		{"the server never reads it", "keys --for server --recovery-path keyherald/{user}/recovery-key --recovery-read --recovery-replace", `path "company/keys/data/keyherald/+/recovery-key/+"`, "create"},
+		{"AWS's", "cloud --for device --recovery-path keyherald/{user}/recovery-key --recovery-read --recovery-replace", "recovery-key/*-??????", "BatchGetSecretValue"},
+		{"setec's", "corporate --user alice --for device --recovery-path keyherald/{user}/recovery-key --recovery-read", `"keyherald/alice/recovery-key.metadata"`, "recovery-key/*"},
 	} {
 		out, err := kmsPolicy(path, test.args)
 		if err != nil || !strings.Contains(out, test.want) || strings.Contains(out, test.not) {
@@ -45,6 +51,8 @@ func TestThePoliciesOfEachKMSArePrinted(t *testing.T) {
 		{"a side of all", "--for server", "--for is server or device, of one KMS"},
 		{"a side that is none", "keys --for both", "--for is server or device"},
 		{"a user that is a pattern", "keys --user *", "means something else in a policy"},
+		{"recovery keys that are nowhere", "keys --recovery-read", "name the path where these are"},
+		{"recovery keys above the keys", "keys --recovery-path keyherald/{user} --recovery-replace", "keep these at a path of their own"},
 		{"a path without a user", "keys --path keyherald/alice", "must have {user} in it once"},
 	} {
 		if out, err := kmsPolicy(path, test.args); err == nil || !strings.Contains(err.Error(), test.want) {

@@ -1,36 +1,51 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/tailscale/setec/acl"
 	"github.com/tailscale/setec/client/setec"
+	"github.com/tailscale/setec/server"
 	"maunium.net/go/mautrix"
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
+	"github.com/keyherald/keyherald/kms/policy"
 )
 
-// recoveryKMS is a setec into which the device may put recovery keys, and not read them unless readable; reader is whoever may.
-func (w *world) recoveryKMS(t *testing.T, readable bool) (url string, reader setec.Client) {
+// recoveryKMS is a setec where the device has the rights that `keyherald kms policy` prints of a place, for Alice and for many
+// persons, and no others; reader is whoever may read all recovery keys, which stand at recovery/{user}.
+func (w *world) recoveryKMS(t *testing.T, place policy.Place) (url string, reader setec.Client) {
 	t.Helper()
 	kms, err := testsetec.Start(t.Context(), w.dir)
 	check(t, err)
 	t.Cleanup(func() { _ = kms.Close() })
-	recoveryKeys := acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionInfo, acl.ActionCreateVersion}}
-	if readable {
-		recoveryKeys.Action = append(recoveryKeys.Action, acl.ActionGet)
+	place.Path, place.RecoveryPath = "keyherald/{user}", "recovery/{user}"
+	check(t, place.Check())
+	rules := rulesOf(t, policy.SetecDevice(place, "alice"))
+	for n := range 100 {
+		rules = append(rules, rulesOf(t, policy.SetecDevice(place, fmt.Sprint("person", n)))...)
 	}
-	url, err = kms.Principal("device", testsetec.DeviceRules(kmsPath), recoveryKeys)
+	url, err = kms.Principal("device", rules...)
 	check(t, err)
-	recoveryKeys.Action = []acl.Action{acl.ActionGet}
-	readerURL, err := kms.Principal("reader", recoveryKeys)
+	readerURL, err := kms.Principal("reader", acl.Rule{Secret: []acl.Secret{"recovery/*"}, Action: []acl.Action{acl.ActionGet}})
 	check(t, err)
 	return url, setec.Client{Server: readerURL}
+}
+
+// rulesOf are the rules of a grant for setec, as a tailnet's policy file has it.
+func rulesOf(t *testing.T, grant string) acl.Rules {
+	t.Helper()
+	var decoded struct {
+		App map[string]acl.Rules `json:"app"`
+	}
+	check(t, json.Unmarshal([]byte(grant), &decoded))
+	return decoded.App[string(server.ACLCap)]
 }
 
 // A device that makes its user's first identity puts the recovery key into the KMS before anything is uploaded. Every
@@ -54,7 +69,7 @@ func makeIdentities(t *testing.T, readable bool) {
 	t.Helper()
 	w := newParts(t)
 	ctx := t.Context()
-	url, reader := w.recoveryKMS(t, readable)
+	url, reader := w.recoveryKMS(t, policy.Place{RecoveryRead: readable})
 
 	recorder := &faults.Recorder{}
 	toKMS, err := recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)

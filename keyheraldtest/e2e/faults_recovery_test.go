@@ -15,6 +15,7 @@ import (
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest/faults"
 	"github.com/keyherald/keyherald/kms/kmsconfig"
+	"github.com/keyherald/keyherald/kms/policy"
 )
 
 // replacing is one managed device whose recovery key is replaced over and over, with a fault on the way each time.
@@ -32,7 +33,7 @@ type replacing struct {
 func newReplacing(t *testing.T) *replacing {
 	t.Helper()
 	w := newWorld(t)
-	url, reader := w.recoveryKMS(t, false)
+	url, reader := w.recoveryKMS(t, policy.Place{RecoveryReplace: true})
 	r := &replacing{world: w, recorder: &faults.Recorder{}, reader: reader, recoveryKey: w.recoveryKey, present: w.fourS(t, w.recoveryKey)}
 	r.recorder.Begin()
 	toKMS, err := r.recorder.Proxy("device to KMS", url, faults.EveryRequest, nil)

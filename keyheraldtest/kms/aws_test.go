@@ -4,6 +4,8 @@ package kms_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"sync/atomic"
@@ -15,7 +17,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager/types"
 	"github.com/google/uuid"
 
+	"github.com/keyherald/keyherald/backup/backupkey"
 	"github.com/keyherald/keyherald/keyheraldtest"
+	"github.com/keyherald/keyherald/kms"
 	"github.com/keyherald/keyherald/kms/awsmeta"
 	"github.com/keyherald/keyherald/kms/awssecret"
 	"github.com/keyherald/keyherald/kms/kmstest"
@@ -62,6 +66,37 @@ func administrator(t *testing.T, moto *keyheraldtest.Moto) func(t *testing.T, pa
 		_, err := client.PutSecretValue(ctx, &secretsmanager.PutSecretValueInput{SecretId: &path, ClientRequestToken: &version, SecretString: &value})
 		check(t, err)
 		return version
+	}
+}
+
+// A device that may keep its recovery key puts it once, and reads it where that is printed too.
+func TestAWSTakesARecoveryKeyOnceAndShowsItWhereThatIsPermitted(t *testing.T) {
+	const where = "aws:secretsmanager:eu-central-1:123456789012"
+	place := policy.Place{Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key", RecoveryReplace: true}
+	moto, err := keyheraldtest.StartMoto(t.Context(), t.TempDir())
+	check(t, err)
+	t.Cleanup(func() { check(t, moto.Close()) })
+	for _, read := range []bool{false, true} {
+		place.RecoveryRead = read
+		// What the policy permits with the user's own key is another statement, and moto does not look at which secret it is for.
+		var printed map[string]any
+		check(t, json.Unmarshal([]byte(policy.AWSDevice(where, place, "alice")), &printed))
+		printed["Statement"] = printed["Statement"].([]any)[1:]
+		recoveryKeys, err := json.MarshalIndent(printed, "", "  ")
+		check(t, err)
+		secrets, err := awssecret.New(t.Context(), user(t, moto, moto.URL, string(recoveryKeys)))
+		check(t, err)
+		key, err := backupkey.Generate()
+		check(t, err)
+		path := fmt.Sprintf("keyherald/alice/recovery-key/%t", read)
+		check(t, secrets.Create(t.Context(), path, key.RevealBase64()))
+		if err := secrets.Create(t.Context(), path, "another"); !errors.Is(err, kms.ErrExists) {
+			t.Errorf("got %v for one that is there", err)
+		}
+		kept, err := secrets.Fetch(t.Context(), path, "")
+		if read && (err != nil || !kept.Key.Fits(key.PublicKey())) || !read && !errors.Is(err, kms.ErrForbidden) {
+			t.Errorf("where it may be read is %t, reading it ends with %v", read, err)
+		}
 	}
 }
 

@@ -304,12 +304,32 @@ func TestThePolicyThatIsATemplateReachesTheCallersOwnKeyAlone(t *testing.T) {
 	if _, err := secrets.Fetch(t.Context(), recovery, ""); !errors.Is(err, kms.ErrForbidden) {
 		t.Errorf("the recovery key was read: %v", err)
 	}
+	if err := secrets.Create(t.Context(), recovery+"/ID", key.RevealBase64()); !errors.Is(err, kms.ErrForbidden) {
+		t.Errorf("got %v below it", err)
+	}
+	// Where devices replace recovery keys and may read them, each finds out what it put there, and nothing of others.
+	place.RecoveryRead, place.RecoveryReplace = true, true
+	config = e.role(t, "replacing", policy.VaultDevice(e.mount, place, name))
+	secrets, err = vaultsecret.New(config, nil)
+	check(t, err)
+	check(t, secrets.Create(t.Context(), recovery+"/ID", key.RevealBase64()))
+	for _, path := range []string{recovery, recovery + "/ID"} {
+		if kept, err := secrets.Fetch(t.Context(), path, ""); err != nil || !kept.Key.Fits(key.PublicKey()) {
+			t.Errorf("%s cannot be read: %v", path, err)
+		}
+		if err := secrets.Create(t.Context(), path, "another"); !errors.Is(err, kms.ErrExists) {
+			t.Errorf("got %v for %s, which is there", err, path)
+		}
+	}
+	if _, err := secrets.Fetch(t.Context(), "keyherald/bob/recovery-key/ID", ""); !errors.Is(err, kms.ErrForbidden) {
+		t.Errorf("got %v for another user's", err)
+	}
 	server, err := vaultmeta.New(e.role(t, "server", policy.VaultServer(e.mount, place)))
 	check(t, err)
 	if described, err := server.Current(t.Context(), own); err != nil || described.PublicKey != key.PublicKey() {
 		t.Errorf("the server sees %+v, %v", described, err)
 	}
-	for _, path := range []string{own, others, recovery} {
+	for _, path := range []string{own, others, recovery, recovery + "/ID"} {
 		if readable, err := server.CanReadSecret(t.Context(), path); err != nil || readable {
 			t.Errorf("the server and %s: readable=%v, %v", path, readable, err)
 		}

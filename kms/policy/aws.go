@@ -41,7 +41,15 @@ func AWSDevice(where string, place Place, user string) string {
 	}
 	statements := []statement{{"OwnKey", "Allow", actions, key}}
 	if place.RecoveryPath != "" {
-		statements = append(statements, statement{"RecoveryKey", "Allow", []string{"secretsmanager:CreateSecret"}, []string{arn(where, at(place.RecoveryPath, user))}})
+		actions := []string{"secretsmanager:CreateSecret"}
+		if place.RecoveryRead {
+			actions = append(actions, "secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue")
+		}
+		var keys []string
+		for _, path := range place.recovery(user, "*") {
+			keys = append(keys, arn(where, path))
+		}
+		statements = append(statements, statement{"RecoveryKey", "Allow", actions, keys})
 	}
 	return encode(statements)
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,13 +12,16 @@ import (
 )
 
 func TestAPlaceOrAUserThatMeansSomethingElseInAPolicyIsRefused(t *testing.T) {
-	for _, good := range []Place{{Path: "keyherald/{user}/backup-key"}, {Path: "{user}"}, {Path: "keys/of-{user}"}, {Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key"}} {
+	for _, good := range []Place{{Path: "keyherald/{user}/backup-key"}, {Path: "{user}"}, {Path: "keys/of-{user}"}, {Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key"},
+		{Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key", RecoveryRead: true, RecoveryReplace: true}, {Path: "keys/{user}", RecoveryPath: "keys/{user}/recovery", RecoveryReplace: true}} {
 		if err := good.Check(); err != nil {
 			t.Errorf("%+v: %v", good, err)
 		}
 	}
 	for _, bad := range []Place{{}, {Path: "keyherald/alice"}, {Path: "{user}/{user}"}, {Path: "keyherald/{user}/*"}, {Path: "keyherald/+/{user}"}, {Path: "/{user}"}, {Path: "../{user}"},
-		{Path: `keyherald/"/{user}`}, {Path: "keyherald\n/{user}"}, {Path: "{{identity.entity.id}}/{user}"}, {Path: "${aws:username}/{user}"}, {Path: "a?/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "keyherald/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "recovery"}} {
+		{Path: `keyherald/"/{user}`}, {Path: "keyherald\n/{user}"}, {Path: "{{identity.entity.id}}/{user}"}, {Path: "${aws:username}/{user}"}, {Path: "a?/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "keyherald/{user}"}, {Path: "keyherald/{user}", RecoveryPath: "recovery"},
+		{Path: "keyherald/{user}", RecoveryRead: true}, {Path: "keyherald/{user}", RecoveryReplace: true}, {Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}", RecoveryReplace: true},
+		{Path: "keyherald/keys/{user}", RecoveryPath: "keyherald/{user}", RecoveryReplace: true}} {
 		if bad.Check() == nil {
 			t.Errorf("%+v was taken", bad)
 		}
@@ -87,6 +91,33 @@ path "secret/metadata/keyherald/{{identity.entity.name}}/recovery-key" {
 `+own; got != want {
 		t.Errorf("the device's is\n%s", got)
 	}
+	for _, rules := range []string{"keyherald/{{identity.entity.name}}/recovery-key", "keyherald/{{identity.entity.name}}/recovery-key/+"} {
+		place.RecoveryReplace = strings.HasSuffix(rules, "+")
+		for _, read := range []bool{false, true} {
+			place.RecoveryRead = read
+			got, capabilities := VaultDevice("secret", place, VaultIdentity), map[bool]string{false: `["create"]`, true: `["create", "read"]`}[read]
+			for _, want := range []string{`path "secret/data/` + rules + `" {
+  capabilities = ` + capabilities + `
+}
+`, `path "secret/metadata/` + rules + `" {
+  capabilities = ["read"]
+}
+`} {
+				if !strings.Contains(got, want) || strings.Contains(got, "/+") != place.RecoveryReplace {
+					t.Errorf("with %+v the device's is\n%s", place, got)
+				}
+			}
+		}
+	}
+	if got := VaultServer("secret", place); !strings.Contains(got, `path "secret/data/keyherald/+/recovery-key/+" {
+  capabilities = ["deny"]
+}
+`) {
+		t.Errorf("with recovery keys that are replaced the server's is\n%s", got)
+	}
+	if got := VaultServer("secret", Place{Path: "keys/{user}", RecoveryPath: "recovery-{user}", RecoveryReplace: true}); strings.Count(got, `path "secret/data/recovery-*"`) != 1 {
+		t.Errorf("the server's has a rule twice or not:\n%s", got)
+	}
 	place.Write = true
 	if got := VaultDevice("kv/matrix", place, "alice"); !strings.Contains(got, `path "kv/matrix/metadata/keyherald/alice/backup-key" {
   capabilities = ["create", "patch", "read", "update"]`) {
@@ -100,8 +131,8 @@ func TestTheGrantsOfSetecPermitWhatIsNeededAndNothingElse(t *testing.T) {
 		t.Fatalf("setec's capability is %s", server.ACLCap)
 	}
 	place := Place{Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key"}
-	writing := place
-	writing.Write = true
+	writing, reading, replacing, all := place, place, place, place
+	writing.Write, reading.RecoveryRead, replacing.RecoveryReplace, all.RecoveryRead, all.RecoveryReplace = true, true, true, true, true
 	rules := func(text string) acl.Rules {
 		t.Helper()
 		var g struct {
@@ -113,13 +144,19 @@ func TestTheGrantsOfSetecPermitWhatIsNeededAndNothingElse(t *testing.T) {
 		return g.App[string(server.ACLCap)]
 	}
 	actions := []acl.Action{acl.ActionGet, acl.ActionInfo, acl.ActionPut, acl.ActionCreateVersion, acl.ActionActivate, acl.ActionDelete}
-	secrets := []string{"keyherald/alice/backup-key", "keyherald/alice/backup-key.metadata", "keyherald/alice/recovery-key", "keyherald/bob/backup-key", "keyherald/bob/backup-key.metadata", "other"}
+	secrets := []string{"keyherald/alice/backup-key", "keyherald/alice/backup-key.metadata", "keyherald/alice/recovery-key", "keyherald/alice/recovery-key.metadata", "keyherald/alice/recovery-key/ID", "keyherald/bob/backup-key", "keyherald/bob/recovery-key", "keyherald/bob/recovery-key/ID", "keyherald/bob/backup-key.metadata", "other"}
 	for name, c := range map[string]struct {
 		rules acl.Rules
 		want  string
 	}{
-		"the server":       {rules(SetecServer(place)), "info alice/backup-key, info bob/backup-key"},
-		"a device":         {rules(SetecDevice(place, "alice")), "get alice/backup-key, info alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, info alice/recovery-key, create-version alice/recovery-key"},
+		"the server": {rules(SetecServer(place)), "info alice/backup-key, info bob/backup-key"},
+		"a device":   {rules(SetecDevice(place, "alice")), "get alice/backup-key, info alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, info alice/recovery-key, create-version alice/recovery-key"},
+		"a device that may read its recovery key": {rules(SetecDevice(reading, "alice")), "get alice/backup-key, info alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, " +
+			"get alice/recovery-key, info alice/recovery-key, create-version alice/recovery-key, get alice/recovery-key.metadata"},
+		"a device that replaces recovery keys": {rules(SetecDevice(replacing, "alice")), "get alice/backup-key, info alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, " +
+			"info alice/recovery-key, create-version alice/recovery-key, info alice/recovery-key/ID, create-version alice/recovery-key/ID"},
+		"a device that does both": {rules(SetecDevice(all, "alice")), "get alice/backup-key, info alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, " +
+			"get alice/recovery-key, info alice/recovery-key, create-version alice/recovery-key, get alice/recovery-key.metadata, get alice/recovery-key/ID, info alice/recovery-key/ID, create-version alice/recovery-key/ID"},
 		"a writing device": {rules(SetecDevice(writing, "alice")), "get alice/backup-key, info alice/backup-key, create-version alice/backup-key, get alice/backup-key.metadata, info alice/backup-key.metadata, create-version alice/backup-key.metadata, info alice/recovery-key, create-version alice/recovery-key"},
 	} {
 		var permitted []string
@@ -160,12 +197,41 @@ func TestThePoliciesOfAWSName(t *testing.T) {
 	}
 }
 
+func TestThePoliciesOfAWSLetADeviceKeepRecoveryKeysAndReadThemWhereThatIsWanted(t *testing.T) {
+	const own = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:keyherald/alice/recovery-key-??????"
+	const replaced = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:keyherald/alice/recovery-key/*-??????"
+	place := Place{Path: "keyherald/{user}/backup-key", RecoveryPath: "keyherald/{user}/recovery-key"}
+	for _, test := range []struct {
+		name          string
+		read, replace bool
+		resources     []string
+		permits       string
+	}{
+		{"it is put there, and never read", false, false, []string{own}, "secretsmanager:CreateSecret"},
+		{"it is read too", true, false, []string{own}, "secretsmanager:CreateSecret secretsmanager:DescribeSecret secretsmanager:GetSecretValue"},
+		{"it is replaced", false, true, []string{own, replaced}, "secretsmanager:CreateSecret"},
+		{"both", true, true, []string{own, replaced}, "secretsmanager:CreateSecret secretsmanager:DescribeSecret secretsmanager:GetSecretValue"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			place.RecoveryRead, place.RecoveryReplace = test.read, test.replace
+			var d document
+			if err := json.Unmarshal([]byte(AWSDevice("aws:secretsmanager:eu-central-1:111122223333", place, "alice")), &d); err != nil {
+				t.Fatal(err)
+			}
+			if s := d.Statement[1]; len(d.Statement) != 2 || s.Effect != "Allow" || strings.Join(s.Action, " ") != test.permits || !slices.Equal(s.Resource, test.resources) {
+				t.Errorf("it is %+v", d.Statement)
+			}
+		})
+	}
+}
+
 // Whatever passes the checks is one name and one path to Vault: no more rules come of it, and each rule is of the place.
 func FuzzVaultPolicy(f *testing.F) {
-	f.Add("keyherald/{user}/backup-key", "keyherald/{user}/recovery-key", "alice", true)
-	f.Add("{user}", "", "ümläut", false)
-	f.Fuzz(func(t *testing.T, path, recovery, user string, write bool) {
-		place := Place{Path: path, RecoveryPath: recovery, Write: write}
+	f.Add("keyherald/{user}/backup-key", "keyherald/{user}/recovery-key", "alice", true, false, true)
+	f.Add("{user}", "", "ümläut", false, false, false)
+	f.Add("keyherald/{user}/backup-key", "keyherald/{user}/recovery-key", "alice", false, true, true)
+	f.Fuzz(func(t *testing.T, path, recovery, user string, write, read, replace bool) {
+		place := Place{Path: path, RecoveryPath: recovery, Write: write, RecoveryRead: read, RecoveryReplace: replace}
 		if place.Check() != nil || CheckUser(user) != nil {
 			return
 		}
@@ -188,13 +254,23 @@ func FuzzVaultPolicy(f *testing.F) {
 				if !own && !strings.HasPrefix(unquoted, "secret/data/") && !strings.HasPrefix(unquoted, "secret/metadata/") {
 					t.Fatalf("%s: a rule is of %q", name, unquoted)
 				}
-				if name == "device" && !own && (strings.ContainsAny(unquoted, "*+{}") || !strings.Contains(unquoted, user)) {
+				below := strings.TrimSuffix(unquoted, "/+")
+				if name == "device" && below != unquoted && !replace {
+					t.Fatalf("%s: a rule is of %q", name, unquoted)
+				}
+				if name == "device" && !own && (strings.ContainsAny(below, "*+{}") || !strings.Contains(unquoted, user)) {
 					t.Fatalf("%s: a rule is of %q", name, unquoted)
 				}
 			}
 			want := 5
 			if recovery != "" {
 				want = map[string]int{"server": 6, "device": 7}[name]
+			}
+			if replace {
+				want += map[string]int{"server": 1, "device": 2}[name]
+			}
+			if replace && name == "server" && strings.HasSuffix(everyone(recovery), "*") {
+				want-- // it has what is below in it
 			}
 			if rules != want {
 				t.Fatalf("%s: %d rules", name, rules)

@@ -33,8 +33,12 @@ func SetecDevice(place Place, user string) string {
 	if place.Write {
 		rules[0].Action = []string{"create-version", "get", "info"}
 	}
-	if place.RecoveryPath != "" {
-		rules = append(rules, aclRule{[]string{"create-version", "info"}, []string{at(place.RecoveryPath, user)}})
+	if keys := place.recovery(user, "*"); keys != nil {
+		rules = append(rules, aclRule{[]string{"create-version", "info"}, keys})
+		if place.RecoveryRead {
+			// The companion, too: it is not there, and without the right to it setec does not say so.
+			rules = append(rules, aclRule{[]string{"get"}, append(keys[:len(keys):len(keys)], keys[0]+".metadata")})
+		}
 	}
 	return encodeGrant("tag:keyherald-device-"+user, rules...)
 }

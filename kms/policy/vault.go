@@ -16,8 +16,13 @@ func VaultServer(mount string, place Place) string {
 	rule(&b, mount+"/metadata/"+pattern, "read")
 	b.WriteString("# What no policy permits is refused already. This refuses it even where another policy of the token permits it.\n")
 	rule(&b, mount+"/data/"+pattern, "deny")
-	if place.RecoveryPath != "" {
-		rule(&b, mount+"/data/"+everyone(place.RecoveryPath), "deny")
+	var denied string
+	for _, path := range place.recovery(placeholder, "+") {
+		// A pattern that ends in * has what is below in it.
+		if all := everyone(path); all != denied {
+			denied = all
+			rule(&b, mount+"/data/"+all, "deny")
+		}
 	}
 	ownToken(&b)
 	return b.String()
@@ -35,10 +40,18 @@ func VaultDevice(mount string, place Place, user string) string {
 		rule(&b, mount+"/data/"+path, "read")
 		rule(&b, mount+"/metadata/"+path, "read")
 	}
-	if place.RecoveryPath != "" {
-		b.WriteString("# The recovery key of an identity that the device makes: written once, never read.\n")
-		rule(&b, mount+"/data/"+at(place.RecoveryPath, user), "create")
-		rule(&b, mount+"/metadata/"+at(place.RecoveryPath, user), "read")
+	says, capabilities := "written once, never read", []string{"create"}
+	if place.RecoveryRead {
+		says, capabilities = "written once, and read to find out whether it was", []string{"create", "read"}
+	}
+	for i, path := range place.recovery(user, "+") {
+		what := "The recovery key of an identity that the device makes"
+		if i > 0 {
+			what = "A recovery key that replaces another, under its id"
+		}
+		b.WriteString("# " + what + ": " + says + ".\n")
+		rule(&b, mount+"/data/"+path, capabilities...)
+		rule(&b, mount+"/metadata/"+path, "read")
 	}
 	ownToken(&b)
 	return b.String()
