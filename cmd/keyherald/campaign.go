@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
@@ -243,7 +242,7 @@ func campaignList(r *remote) *cobra.Command {
 		if asJSON {
 			return printLines(cmd.OutOrStdout(), campaigns)
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "CAMPAIGN\tKIND\tUSERS\tSTATE\tWAVE\tSTARTED BY\tAT\tREASON")
 		for _, c := range campaigns {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d of %d\t%s\t%s\t%s\n", c.ID, c.Kind, c.Users, c.State, c.Wave, len(c.Waves), c.StartedBy, when(c.CreatedAt), c.Reason)

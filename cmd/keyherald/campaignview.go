@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/campaign"
@@ -28,7 +27,7 @@ func printProgress(out io.Writer, p api.CampaignProgress, users []api.CampaignUs
 	if err := printCampaign(out, p.Campaign); err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table := newTable(out)
 	_, _ = fmt.Fprintf(table, "reason\t%s\nstarted by\t%s at %s\n", p.Reason, p.StartedBy, when(p.CreatedAt))
 	if p.StateCause != "" {
 		_, _ = fmt.Fprintf(table, "because\t%s\n", p.StateCause)
@@ -53,7 +52,7 @@ func printProgress(out io.Writer, p api.CampaignProgress, users []api.CampaignUs
 	if err := table.Flush(); err != nil || len(users) == 0 {
 		return err
 	}
-	table = tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table = newTable(out)
 	_, _ = fmt.Fprintln(table, "\nUSER\tSTATE\tCAUSE\tNEXT ACTION")
 	for _, u := range users {
 		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", u.UserID, u.State, u.Cause, u.NextAction)
@@ -132,7 +131,7 @@ func printPlan(out io.Writer, plan api.CampaignPlan, asJSON bool) error {
 	if asJSON {
 		return printLines(out, plan.Users)
 	}
-	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table := newTable(out)
 	_, _ = fmt.Fprintln(table, "USER\tWAVE\tWOULD\tWHY NOT\tNEXT ACTION")
 	would := map[campaign.Begin]int{}
 	offline := 0

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
@@ -68,7 +67,7 @@ func keyAge(s roster.Standing, at time.Time) string {
 
 func printCompliance(out io.Writer, counts roster.Compliance, standings []roster.Standing, at time.Time) error {
 	_, _ = fmt.Fprintf(out, "At %s %s of the roster's users are current; %d of %d are exempt.\n\n", when(at), counts, counts.States[roster.Exempt], counts.Roster)
-	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table := newTable(out)
 	for _, state := range roster.States() {
 		_, _ = fmt.Fprintf(table, "%s\t%d\t\n", state, counts.States[state])
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -26,7 +25,7 @@ func devicesCommand(r *remote) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "USER\tDEVICE\tSTATE\tNAME\tLAST SEEN")
 		for _, d := range devices {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", d.UserID, d.DeviceID, d.State, plain(d.Name), at(d.LastSeen))

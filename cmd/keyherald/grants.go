@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,7 +46,7 @@ func grantCommand(r *remote) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "GRANT\tUSERS\tPROOF\tUSED\tSTATE\tENDS\tBY")
 		for _, g := range grants {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%d of %d\t%s\t%s\t%s\n", g.ID, g.Users, g.Proof, g.Used, g.Max, g.State, when(g.ExpiresAt), g.CreatedBy)
@@ -99,7 +98,7 @@ func reenrollmentsCommand(r *remote) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "REQUEST\tUSER\tDEVICE\tASKED\tSTATE\tOLD MASTER KEY\tNEW MASTER KEY")
 		for _, r := range queue {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, r.DeviceID, when(r.AskedAt), r.State, r.OldMasterKey, r.NewMasterKey)

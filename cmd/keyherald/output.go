@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -106,4 +108,23 @@ func (o *output) write(stdout io.Writer, content []byte) error {
 		_, err := to.Write(content)
 		return err
 	})
+}
+
+// newTable aligns what is written with tabs. Users' names and other texts in it are not ours: they do not steer the terminal.
+func newTable(out io.Writer) *tabwriter.Writer {
+	return tabwriter.NewWriter(plainly{out}, 0, 4, 2, ' ', 0)
+}
+
+// plainly is plain for lines.
+type plainly struct{ out io.Writer }
+
+func (w plainly) Write(p []byte) (int, error) {
+	lines := strings.Split(string(p), "\n")
+	for i, line := range lines {
+		lines[i] = plain(line)
+	}
+	if _, err := io.WriteString(w.out, strings.Join(lines, "\n")); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

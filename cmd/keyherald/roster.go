@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -100,7 +99,7 @@ func rosterList(r *remote) *cobra.Command {
 		if asJSON {
 			return printLines(cmd.OutOrStdout(), rows)
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "USER\tADDED\tBY\tEXEMPT UNTIL\tREASON")
 		for _, row := range rows {
 			until := ""

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -155,7 +154,7 @@ func printTargets(ctx context.Context, out io.Writer, c *client, request api.Rot
 	if err := c.do(ctx, http.MethodGet, userPath("/users", request.UserID.String(), "targets"), nil, &targets); err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table := newTable(out)
 	_, _ = fmt.Fprintln(table, "DEVICE\tNAME\tGETS THE KEY\tPUSHED TO SINCE")
 	for _, t := range targets.Items {
 		gets := map[string]string{"cross_signed": "yes: it is cross-signed", "excluded": "no: excluded", "dehydrated": "no: dehydrated", "not_verified": "no: not verified"}[t.Why]

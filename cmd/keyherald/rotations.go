@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
@@ -71,7 +70,7 @@ func rotationsList(r *remote) *cobra.Command {
 		} else if f.Frozen {
 			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "All triggers are frozen since %s by %s: `keyherald thaw` lets them go.\n", at(f.At), f.By)
 		}
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+		table := newTable(cmd.OutOrStdout())
 		_, _ = fmt.Fprintln(table, "ROTATION\tUSER\tVERSION\tSTATE\tSTAGE\tNEEDS ATTENTION\tNEXT ACTION")
 		for _, r := range rotations {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.UserID, versionOf(r), r.State, r.Stage, r.NeedsAttention, r.NextAction)
@@ -161,7 +160,7 @@ func watch(ctx context.Context, c *client, key uuid.UUID, out io.Writer, asJSON 
 }
 
 func printRotation(out io.Writer, v api.Rotation) error {
-	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	table := newTable(out)
 	line := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" {
 			_, _ = fmt.Fprintf(table, "%s\t%s\n", name, text)
