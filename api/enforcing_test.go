@@ -9,11 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/protocol"
-	"maunium.net/go/mautrix/id"
+	"github.com/keyherald/keyherald/roster"
 )
 
 const csv = "user_id,exempt_reason,exempt_until\n@alice:example.org,,\n@bob:example.org,parental leave,2099-12-31\n"
@@ -118,6 +120,44 @@ func TestWhoApprovesACampaignSeesAllThatTheApprovalIsFor(t *testing.T) {
 	hash, err := campaign.HashOf(p, ids)
 	if err != nil || hash != started.Hash || len(ids) != 2 {
 		t.Errorf("what is shown, for %v, has the hash %s, and the campaign %s (%v)", ids, hash, started.Hash, err)
+	}
+}
+
+func TestAUsersViewHasHisStandingWhereHeIsOnTheRoster(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", csv, "Content-Type", "text/csv"), http.StatusOK)
+	s.device("@alice:example.org", "MANAGED")
+	open := s.rotation("@alice:example.org")
+	s.device("@guest:example.org", "MANAGED")
+	want := map[id.UserID]roster.Standing{}
+	for _, standing := range walk[roster.Standing](t, s, "operator", "/compliance/users", 10, nil) {
+		want[standing.UserID] = standing
+	}
+	if alice := want["@alice:example.org"]; len(want) != 2 || alice.State != roster.InProgress || alice.Rotation != open || want["@bob:example.org"].State != roster.Exempt {
+		t.Fatalf("alice stands at %+v", alice)
+	}
+	is := func(u api.User) {
+		t.Helper()
+		standing, on := want[u.UserID]
+		switch {
+		case on != (u.Standing != nil) || on != u.OnRoster:
+			t.Errorf("%s stands at %+v", u.UserID, u.Standing)
+		case on && *u.Standing != standing:
+			t.Errorf("%s stands at %+v, and in the roster's list at %+v", u.UserID, *u.Standing, standing)
+		}
+	}
+	listed := walk[api.User](t, s, "auditor", "/users?standing=true", 2, nil)
+	if len(listed) != 3 {
+		t.Errorf("%d are listed", len(listed))
+	}
+	for _, u := range listed {
+		is(u)
+		is(into[api.User](t, s.as("helpdesk", http.MethodGet, "/users/"+u.UserID.String(), nil), http.StatusOK))
+	}
+	for _, u := range walk[api.User](t, s, "auditor", "/users", 2, nil) {
+		if u.Standing != nil {
+			t.Errorf("%s has a standing that nobody asked for", u.UserID)
+		}
 	}
 }
 

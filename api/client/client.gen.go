@@ -1296,7 +1296,7 @@ type TokenPage struct {
 	Items []Token `json:"items"`
 }
 
-// User defines model for User.
+// User standing is there where he is on the roster, and in a list with standing=true
 type User struct {
 	// Devices Only where one user is asked for
 	Devices *[]Device `json:"devices,omitempty"`
@@ -1311,6 +1311,7 @@ type User struct {
 	ManagedDevices int             `json:"managed_devices"`
 	OnRoster       bool            `json:"on_roster"`
 	Rotation       *NewestRotation `json:"rotation,omitempty"`
+	Standing       *Standing       `json:"standing,omitempty"`
 
 	// UserId A Matrix user id, such as @alice:example.org
 	UserId UserID `json:"user_id"`
@@ -1750,6 +1751,9 @@ type RevokeTokenParams struct {
 
 // ListUsersParams defines parameters for ListUsers.
 type ListUsersParams struct {
+	// Standing With where each stands who is on the roster, which takes longer
+	Standing *bool `form:"standing,omitempty" json:"standing,omitempty"`
+
 	// Limit How many at most
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -7133,6 +7137,18 @@ func NewListUsersRequest(server string, params *ListUsersParams) (*http.Request,
 		// styled parameters, preserving literal commas as delimiters
 		// per the OpenAPI spec (e.g. "color=blue,black,brown").
 		var rawQueryFragments []string
+
+		if params.Standing != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "standing", *params.Standing, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
 
 		if params.Limit != nil {
 
