@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -82,8 +83,8 @@ type Handler struct {
 	// exporting bounds who has a whole log go out, or a report of it, at once.
 	exporting chan struct{}
 
-	mu       sync.Mutex // guards what follows
-	watchers map[chan struct{}]bool
+	mu       sync.Mutex                  // guards what follows
+	watchers map[chan struct{}]uuid.UUID // each with its rotation, uuid.Nil for everything else
 	stopped  bool
 }
 
@@ -95,7 +96,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	h := &Handler{deps: deps, reading: make(chan struct{}, maxReading), exporting: make(chan struct{}, maxExporting), watchers: map[chan struct{}]bool{},
+	h := &Handler{deps: deps, reading: make(chan struct{}, maxReading), exporting: make(chan struct{}, maxExporting), watchers: map[chan struct{}]uuid.UUID{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "keyherald_api_requests_total", Help: "Calls of the API by operation, as openapi.yaml names it, and HTTP status."}, []string{"operation", "status"})}
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(h.requests); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,11 +30,14 @@ const (
 	writeTime = 30 * time.Second
 )
 
-// Wake has every stream look for news: something changed.
-func (h *Handler) Wake() {
+// Wake has streams look for news: those of rotations that changed, or without one every stream.
+func (h *Handler) Wake(rotations ...uuid.UUID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for watcher := range h.watchers {
+	for watcher, key := range h.watchers {
+		if len(rotations) > 0 && !slices.Contains(rotations, key) {
+			continue
+		}
 		select {
 		case watcher <- struct{}{}:
 		default: // it has yet to look after an earlier change
@@ -52,8 +56,9 @@ func (h *Handler) stop() {
 	}
 }
 
-// watch gives a channel that has something after each change, and is closed when the server stops.
-func (h *Handler) watch() (changed chan struct{}, end func(), problem *Problem) {
+// watch gives a channel that has something after each change, and is closed when the server stops. key is the rotation that is
+// watched, or uuid.Nil.
+func (h *Handler) watch(key uuid.UUID) (changed chan struct{}, end func(), problem *Problem) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stopped {
@@ -63,7 +68,7 @@ func (h *Handler) watch() (changed chan struct{}, end func(), problem *Problem) 
 		return nil, nil, unavailable("too many streams of events are open here")
 	}
 	changed = make(chan struct{}, 1)
-	h.watchers[changed] = true
+	h.watchers[changed] = key
 	return changed, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -121,7 +126,12 @@ func (s streamed) event(kind, id string, data any) error {
 // follow calls look at once and after each change, until it says that there is no more to come, the client leaves, or the
 // server stops. The stream then ends; a client that has not seen an event `end` comes again.
 func (c *call) follow(look func(to streamed) (ended bool, err error)) *Problem {
-	changed, end, problem := c.watch()
+	return c.followRotation(uuid.Nil, look)
+}
+
+// followRotation is follow for what is about one rotation: a change of others does not wake it.
+func (c *call) followRotation(key uuid.UUID, look func(to streamed) (ended bool, err error)) *Problem {
+	changed, end, problem := c.watch(key)
 	if problem != nil {
 		return problem
 	}
@@ -180,7 +190,7 @@ func watchRotation(c *call) *Problem {
 		return c.problemOf(err)
 	}
 	w := rotationWatch{key: key, last: last, sent: map[uuid.UUID]bool{}}
-	return c.follow(func(to streamed) (bool, error) { return w.look(c.ctx, c.deps.DB, to) })
+	return c.followRotation(key, func(to streamed) (bool, error) { return w.look(c.ctx, c.deps.DB, to) })
 }
 
 // rotationWatch is what a client has been sent of a rotation.

@@ -23,6 +23,8 @@ type Worker interface {
 	todevice.Handler
 	// Work does what is due: it is called after every commit that may have made something due, and by the sweep.
 	Work(ctx context.Context) error
+	// Handled is called when all messages that had arrived were handled, each in its committed transaction.
+	Handled(ctx context.Context) error
 	// Sent is told what the homeserver answered to messages.
 	Sent(ctx context.Context, keys []string, refusal string) error
 }
@@ -283,6 +285,9 @@ func (b *Bot) process(ctx context.Context, endpoint *todevice.Endpoint, worker W
 	loop.Repeat(ctx, endpoint.Arrived(), 5*time.Second, func() {
 		if err := endpoint.Process(ctx, worker); err != nil && ctx.Err() == nil {
 			b.config.Log.Warn().Err(err).Msg("A message could not be handled yet")
+		}
+		if err := worker.Handled(ctx); err != nil && ctx.Err() == nil {
+			b.config.Log.Warn().Err(err).Msg("Who watches could not be told what messages changed")
 		}
 	})
 }

@@ -6,8 +6,10 @@ package relay
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
@@ -19,6 +21,23 @@ import (
 
 // WorkChannel is the NOTIFY channel that says a rotation may be due.
 const WorkChannel = "keyherald_work"
+
+// MovedChannel is the NOTIFY channel that says which rotations devices' reports changed, for who watches them: the payload is
+// for Moved. The bot has nothing to do for it.
+const MovedChannel = "keyherald_moved"
+
+// maxMoved is how many rotations a payload of MovedChannel names: PostgreSQL takes 8,000 bytes.
+const maxMoved = 200
+
+// Moved are the rotations that a payload of MovedChannel names; none is all of them.
+func Moved(payload string) (rotations []uuid.UUID) {
+	for name := range strings.FieldsSeq(payload) {
+		if key, err := uuid.Parse(name); err == nil {
+			rotations = append(rotations, key)
+		}
+	}
+	return rotations
+}
 
 // Config is what an Engine stands on. BotMasterKey comes from the identity file, never from the homeserver.
 type Config struct {

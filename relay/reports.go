@@ -42,6 +42,7 @@ func (s *Session) progress(ctx context.Context, device postgres.Device, report p
 	if err := s.bind(ctx, &r, report, now); err != nil {
 		return err
 	}
+	s.hasMoved(r.ID)
 	before := r.Facts.State
 	r.Facts = rotation.Apply(r.Facts, report)
 	if report.Stage != protocol.StageWithdrawn {
@@ -164,6 +165,7 @@ func (s *Session) adopted(ctx context.Context, device postgres.Device, status pr
 		if !changed {
 			continue
 		}
+		s.hasMoved(r.ID)
 		err = s.db.Append(ctx, audit.Event{Time: now, Actor: actorOf(device), Action: audit.DeliveryReported, Subject: subjectOf(device), Rotation: r.ID,
 			Outcome: audit.Reported, Detail: audit.Detail{audit.Word("outcome", protocol.OutcomeAdopted)}})
 		if err != nil {

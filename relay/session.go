@@ -53,11 +53,13 @@ type Session struct {
 	// looks are messages that are to be handled with their sender looked up.
 	looks map[string]bool
 	told  time.Time // the minute of the last look at what was dropped
+	// moved are rotations that reports changed, of which MovedChannel was not told yet.
+	moved map[uuid.UUID]bool
 }
 
 // Session binds the engine to the bot's endpoint, whose fence is the bot's lease.
 func (e *Engine) Session(endpoint *todevice.Endpoint) *Session {
-	return &Session{Engine: e, endpoint: endpoint, granted: map[id.UserID]int{}, looks: map[string]bool{}}
+	return &Session{Engine: e, endpoint: endpoint, granted: map[id.UserID]int{}, looks: map[string]bool{}, moved: map[uuid.UUID]bool{}}
 }
 
 // Admit drops what is not encrypted, and what comes from users who have nothing to do with us, before decryption.
@@ -226,6 +228,33 @@ func (s *Session) Handle(ctx context.Context, message *todevice.Message) error {
 	default:
 		return s.unusable(ctx, message, audit.RefusedUnknownType)
 	}
+}
+
+// hasMoved keeps for Handled that a report changed a rotation. If its transaction rolls back, somebody looks in vain.
+func (s *Session) hasMoved(key uuid.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moved[key] = true
+}
+
+// Handled tells MovedChannel what the messages changed that were handled. A NOTIFY in each report's transaction would let
+// these commit one at a time, with those of the intake; one for all that had arrived together costs a commit, and where
+// it is lost, or they are many and it is late, who watches looks every second.
+func (s *Session) Handled(ctx context.Context) error {
+	s.mu.Lock()
+	names := make([]string, 0, len(s.moved))
+	for key := range s.moved {
+		names = append(names, key.String())
+	}
+	clear(s.moved)
+	s.mu.Unlock()
+	switch {
+	case len(names) == 0:
+		return nil
+	case len(names) > maxMoved:
+		names = nil
+	}
+	return s.db.Notify(ctx, MovedChannel, strings.Join(names, " "))
 }
 
 // unusable audits a message and tells the endpoint to put it away: the audit event must commit, so it is no rollback.

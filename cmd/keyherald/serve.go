@@ -249,6 +249,11 @@ func serve(ctx context.Context, c config, log zerolog.Logger) error {
 			cancel(err)
 		}
 	})
+	parts.Go(func() {
+		if err := db.Listen(ctx, relay.MovedChannel, func(payload string) { rest.Wake(relay.Moved(payload)...) }); err != nil {
+			cancel(err)
+		}
+	})
 	for _, l := range listeners {
 		parts.Go(func() {
 			if err := l.server.Serve(l.listener); !errors.Is(err, http.ErrServerClosed) {
