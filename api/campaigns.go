@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -252,6 +253,9 @@ func planCampaign(c *call) (answer, error) {
 	return ok(view), nil
 }
 
+// campaignTag is the ETag of a campaign: of what may be changed and is approved, and not of how far it has come.
+func campaignTag(hash campaign.Hash) string { return `"` + string(hash) + `"` }
+
 func getCampaign(c *call) (answer, error) {
 	key, err := c.key("campaign_id", "campaign")
 	if err != nil {
@@ -261,7 +265,7 @@ func getCampaign(c *call) (answer, error) {
 	view, p := progressOf(progress), progress.Parameters
 	view.Parameters = &CampaignParameters{CampaignWho{p.Who.All, p.Who.Globs, p.Who.Users, p.Who.Except}, p.KMS, p.Path, p.KeyReason, p.Exclude}
 	a := ok(view)
-	a.header = map[string]string{"ETag": `"` + string(progress.Hash) + `"`}
+	a.header = map[string]string{"ETag": campaignTag(progress.Hash)}
 	return a, err
 }
 
@@ -300,13 +304,18 @@ func approveCampaign(c *call) (answer, error) {
 	})
 }
 
+// changeCampaign changes a campaign. With If-Match it is refused where the campaign is another one by now.
 func changeCampaign(c *call) (answer, error) {
 	var asked CampaignBounds
 	return c.campaign(&asked, func(key uuid.UUID) (postgres.Campaign, error) {
 		if asked == (CampaignBounds{}) {
 			return postgres.Campaign{}, invalid("say what to change: pass_percent, max_wait_seconds, max_waiting, max_failures, rate or max_latency_ms")
 		}
-		return c.deps.Enforcer.ChangeCampaign(c.ctx, key, asked.change(), c.caller.actor)
+		change := asked.change()
+		if match := c.echo.Request().Header.Get("If-Match"); match != "*" {
+			change.Hash = campaign.Hash(strings.Trim(match, `"`))
+		}
+		return c.deps.Enforcer.ChangeCampaign(c.ctx, key, change, c.caller.actor)
 	})
 }
 
@@ -340,7 +349,9 @@ func (c *call) campaign(asked any, do func(key uuid.UUID) (postgres.Campaign, er
 		return answer{}, err
 	}
 	after, err := do(key)
-	return ok(campaignOf(after)), err
+	a := ok(campaignOf(after))
+	a.header = map[string]string{"ETag": campaignTag(after.Hash)}
+	return a, err
 }
 
 // watchCampaign streams how far a campaign has come (event `progress`) whenever something moved, until it has ended.

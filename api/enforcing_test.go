@@ -202,6 +202,25 @@ func TestACampaignIsPlannedStartedApprovedByAnotherAndAborted(t *testing.T) {
 	if changed := into[api.Campaign](t, s.as("admin", http.MethodPatch, path, `{"rate":30,"max_wait_seconds":60}`), http.StatusOK); changed.Rate != 30 || changed.MaxWait != "1m0s" || changed.State != "awaiting_approval" {
 		t.Errorf("changed it is %+v", changed)
 	}
+	// Somebody else has changed it since this was read: neither is overwritten, and the refusal is told.
+	read := `"` + string(first.Hash) + `"`
+	if got := s.as("admin", http.MethodPatch, path, `{"rate":50}`, "If-Match", read, "Idempotency-Key", "p1"); got.status != http.StatusPreconditionFailed || got.problem(t).Code != api.CodePrecondition || got.problem(t).Refusal != "another_hash" {
+		t.Errorf("a campaign that was changed meanwhile is answered with %d: %s", got.status, got.body)
+	}
+	if lines := s.log("campaign.changed", "refused"); len(lines) != 1 {
+		t.Errorf("the log has %v", lines)
+	}
+	now := s.as("auditor", http.MethodGet, path, nil)
+	if got := into[api.CampaignProgress](t, now, http.StatusOK); got.Rate != 30 {
+		t.Errorf("its rate is %d", got.Rate)
+	}
+	again50 := s.as("admin", http.MethodPatch, path, `{"rate":50}`, "If-Match", now.header.Get("ETag"), "Idempotency-Key", "p1")
+	if changed := into[api.Campaign](t, again50, http.StatusOK); changed.Rate != 50 || again50.header.Get("ETag") != `"`+string(changed.Hash)+`"` {
+		t.Errorf("it is %+v, with the tag %s", changed, again50.header.Get("ETag"))
+	}
+	if changed := into[api.Campaign](t, s.as("admin", http.MethodPatch, path, `{"rate":30}`, "If-Match", "*"), http.StatusOK); changed.Rate != 30 {
+		t.Errorf("it is %+v", changed)
+	}
 	events := s.watchPath(path+"/events", "operator", "")
 	if e, _ := next(t, events); e.event != "progress" || !strings.Contains(e.data, `"awaiting_approval"`) {
 		t.Errorf("the stream begins with %v", e)

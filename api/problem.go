@@ -28,7 +28,7 @@ const (
 	CodeMediaType       Code = "unsupported_media_type"
 	CodeKeyReused       Code = "idempotency_key_reused"
 	CodeAnsweredBefore  Code = "answered_before"
-	CodePrecondition    Code = "precondition_failed"
+	CodePrecondition    Code = Code(refusal.Changed)
 	CodeTooMany         Code = "too_many_requests"
 	CodeInternal        Code = "internal"
 	CodeUnavailable     Code = "unavailable"
@@ -65,7 +65,7 @@ func (p *Problem) Error() string { return p.Detail }
 
 // statusOf is the one mapping of refusals to HTTP.
 var statusOf = map[refusal.Code]int{
-	refusal.Invalid: http.StatusUnprocessableEntity, refusal.NotFound: http.StatusNotFound, refusal.Conflict: http.StatusConflict, refusal.Forbidden: http.StatusForbidden,
+	refusal.Invalid: http.StatusUnprocessableEntity, refusal.NotFound: http.StatusNotFound, refusal.Conflict: http.StatusConflict, refusal.Changed: http.StatusPreconditionFailed, refusal.Forbidden: http.StatusForbidden,
 }
 
 func isRefusal(err error) bool {

@@ -168,7 +168,7 @@ var vocabulary = []entry{
 			of("ticket", aText, "the ticket that the admin named"), of("needs_approval", aFlag, "whether a second admin must approve it"), of("waves", aNumber, "how many waves it has"),
 			of("rate", aNumber, "how many users begin in a minute at most"), of("exclude", aNumber, "how many devices get no key from now on, of the users whose turn comes")}},
 	{CampaignChanged, "A campaign was changed: its hash is another one, and what was approved before is void.",
-		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedParameters), campaignHash,
+		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedOtherHash, RefusedParameters), campaignHash,
 			of("needs_approval", aFlag, "whether a second admin must approve it"), of("rate", aNumber, "how many users begin in a minute at most")}},
 	{CampaignApproved, "A second admin approved a campaign, for these users and parameters.",
 		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedOwnCampaign, RefusedOtherHash, RefusedApprovalExpired), campaignHash,

@@ -109,6 +109,8 @@ func (e *Enforcer) hashNow(ctx context.Context, c postgres.Campaign) (campaign.H
 // CampaignChange is what may be changed of a campaign that waits or is paused; nil leaves a thing as it is. Whom it is for
 // and what it does is not among it: abort it, and start another.
 type CampaignChange struct {
+	// Hash is what whoever asks has looked at; where the campaign's is another one by now he is refused. Empty does not ask.
+	Hash                                       campaign.Hash
 	PassPercent, MaxWaiting, MaxFailures, Rate *int
 	MaxWait, MaxLatency                        *time.Duration
 }
@@ -128,9 +130,13 @@ func (change CampaignChange) Apply(p *campaign.Parameters) {
 	}
 }
 
-// ChangeCampaign changes how a campaign goes. Whatever was approved of it is void.
+// ChangeCampaign changes how a campaign goes. Whatever was approved of it is void. Refused is (changed) one whose hash is
+// another than whoever asks has seen.
 func (e *Enforcer) ChangeCampaign(ctx context.Context, key uuid.UUID, change CampaignChange, actor audit.Actor) (postgres.Campaign, error) {
 	return e.change(ctx, key, audit.CampaignChanged, actor, func(ctx context.Context, c *postgres.Campaign, event *audit.Event) error {
+		if change.Hash != "" && change.Hash != c.Hash {
+			return refusal.New(refusal.Changed, audit.RefusedOtherHash, "campaign %s was changed since you looked at it: look again (keyherald campaign show), and change what you see then", c.ID)
+		}
 		if c.State != campaign.AwaitingApproval && c.State != campaign.Paused {
 			return refusal.New(refusal.Conflict, audit.RefusedCampaignState, "campaign %s is %s: it can be changed while it waits for approval or is paused", c.ID, c.State)
 		}

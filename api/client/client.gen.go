@@ -1472,6 +1472,9 @@ type StartCampaignParams struct {
 type ChangeCampaignParams struct {
 	// IdempotencyKey Within 24 hours the same request with the same key gets the same answer and has no other effect; another request with it gets 422 `idempotency_key_reused`.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// IfMatch The ETag of the campaign as it was read: it is refused where its users or parameters are others by now
+	IfMatch *string `json:"If-Match,omitempty"`
 }
 
 // AbortCampaignParams defines parameters for AbortCampaign.
@@ -4667,6 +4670,17 @@ func NewChangeCampaignRequestWithBody(server string, campaignId CampaignInPath, 
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
 		}
 
 	}
@@ -8780,6 +8794,11 @@ func (r ListCampaignsResponse) ContentType() string {
 	return ""
 }
 
+// StartCampaignResponse200Headers the declared response headers of an HTTP 200 response for StartCampaign
+type StartCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // StartCampaignResponse201Headers the declared response headers of an HTTP 201 response for StartCampaign
 type StartCampaignResponse201Headers struct {
 	Location *string
@@ -8799,6 +8818,8 @@ type StartCampaignResponse struct {
 	JSON201 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *StartCampaignResponse200Headers
 	// Headers201 the parsed response headers for an HTTP 201 response
 	Headers201 *StartCampaignResponse201Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
@@ -8966,6 +8987,11 @@ func (r GetCampaignResponse) ContentType() string {
 	return ""
 }
 
+// ChangeCampaignResponse200Headers the declared response headers of an HTTP 200 response for ChangeCampaign
+type ChangeCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // ChangeCampaignResponseDefaultHeaders the declared response headers of an HTTP default response for ChangeCampaign
 type ChangeCampaignResponseDefaultHeaders struct {
 	RetryAfter *int
@@ -8978,6 +9004,8 @@ type ChangeCampaignResponse struct {
 	JSON200 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ChangeCampaignResponse200Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *ChangeCampaignResponseDefaultHeaders
 }
@@ -9021,6 +9049,11 @@ func (r ChangeCampaignResponse) ContentType() string {
 	return ""
 }
 
+// AbortCampaignResponse200Headers the declared response headers of an HTTP 200 response for AbortCampaign
+type AbortCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // AbortCampaignResponseDefaultHeaders the declared response headers of an HTTP default response for AbortCampaign
 type AbortCampaignResponseDefaultHeaders struct {
 	RetryAfter *int
@@ -9033,6 +9066,8 @@ type AbortCampaignResponse struct {
 	JSON200 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *AbortCampaignResponse200Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *AbortCampaignResponseDefaultHeaders
 }
@@ -9076,6 +9111,11 @@ func (r AbortCampaignResponse) ContentType() string {
 	return ""
 }
 
+// ApproveCampaignResponse200Headers the declared response headers of an HTTP 200 response for ApproveCampaign
+type ApproveCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // ApproveCampaignResponseDefaultHeaders the declared response headers of an HTTP default response for ApproveCampaign
 type ApproveCampaignResponseDefaultHeaders struct {
 	RetryAfter *int
@@ -9088,6 +9128,8 @@ type ApproveCampaignResponse struct {
 	JSON200 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ApproveCampaignResponse200Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *ApproveCampaignResponseDefaultHeaders
 }
@@ -9179,6 +9221,11 @@ func (r WatchCampaignResponse) ContentType() string {
 	return ""
 }
 
+// PauseCampaignResponse200Headers the declared response headers of an HTTP 200 response for PauseCampaign
+type PauseCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // PauseCampaignResponseDefaultHeaders the declared response headers of an HTTP default response for PauseCampaign
 type PauseCampaignResponseDefaultHeaders struct {
 	RetryAfter *int
@@ -9191,6 +9238,8 @@ type PauseCampaignResponse struct {
 	JSON200 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PauseCampaignResponse200Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *PauseCampaignResponseDefaultHeaders
 }
@@ -9234,6 +9283,11 @@ func (r PauseCampaignResponse) ContentType() string {
 	return ""
 }
 
+// ResumeCampaignResponse200Headers the declared response headers of an HTTP 200 response for ResumeCampaign
+type ResumeCampaignResponse200Headers struct {
+	ETag *string
+}
+
 // ResumeCampaignResponseDefaultHeaders the declared response headers of an HTTP default response for ResumeCampaign
 type ResumeCampaignResponseDefaultHeaders struct {
 	RetryAfter *int
@@ -9246,6 +9300,8 @@ type ResumeCampaignResponse struct {
 	JSON200 *Campaign
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ResumeCampaignResponse200Headers
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *ResumeCampaignResponseDefaultHeaders
 }
@@ -13544,6 +13600,16 @@ func ParseStartCampaignResponse(rsp *http.Response) (*StartCampaignResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers StartCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 201:
 		var headers StartCampaignResponse201Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
@@ -13702,6 +13768,16 @@ func ParseChangeCampaignResponse(rsp *http.Response) (*ChangeCampaignResponse, e
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers ChangeCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case true:
 		var headers ChangeCampaignResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -13748,6 +13824,16 @@ func ParseAbortCampaignResponse(rsp *http.Response) (*AbortCampaignResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers AbortCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case true:
 		var headers AbortCampaignResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -13794,6 +13880,16 @@ func ParseApproveCampaignResponse(rsp *http.Response) (*ApproveCampaignResponse,
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers ApproveCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case true:
 		var headers ApproveCampaignResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -13879,6 +13975,16 @@ func ParsePauseCampaignResponse(rsp *http.Response) (*PauseCampaignResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers PauseCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case true:
 		var headers PauseCampaignResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -13925,6 +14031,16 @@ func ParseResumeCampaignResponse(rsp *http.Response) (*ResumeCampaignResponse, e
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers ResumeCampaignResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case true:
 		var headers ResumeCampaignResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {

@@ -15,11 +15,12 @@ import (
 type Code string
 
 // The codes: what was asked cannot be understood or is out of bounds, is about something that is not there, does not go
-// with how things stand, or is not for him who asked.
+// with how things stand, was changed since he who asked has looked at it, or is not for him.
 const (
 	Invalid   Code = "invalid"
 	NotFound  Code = "not_found"
 	Conflict  Code = "conflict"
+	Changed   Code = "precondition_failed"
 	Forbidden Code = "forbidden"
 )
 
