@@ -279,7 +279,7 @@ func TestAPolicyIsCheckedAppliedAndExplained(t *testing.T) {
 	}
 	stricter := `{"document":` + strings.Replace(rule, "30d", "20d", 1) + `,"reason":"stricter"}`
 	into[api.PolicyApplied](t, s.as("admin", http.MethodPut, "/policies/current", stricter, "If-Match", `"1"`), http.StatusOK)
-	if got := s.as("admin", http.MethodPut, "/policies/current", stricter, "If-Match", `"1"`); got.status < 400 {
+	if got := s.as("admin", http.MethodPut, "/policies/current", stricter, "If-Match", `"1"`); got.status != http.StatusPreconditionFailed || got.problem(t).Code != api.CodePrecondition {
 		t.Errorf("an older version is replaced: %d", got.status)
 	}
 	if now := into[api.Policy](t, s.as("auditor", http.MethodGet, "/policies/current", nil), http.StatusOK); now.Version != 2 || !strings.Contains(string(now.Document), "20d") {

@@ -71,7 +71,7 @@ func (e *Enforcer) ApplyPolicy(ctx context.Context, request PolicyRequest, actor
 		version.SHA256 = sha256.Sum256(version.Document)
 		switch {
 		case request.Replaces != 0 && request.Replaces != before.Version:
-			return refusal.New(refusal.Conflict, audit.RefusedNotTheNewest, "version %d of the policy is not the newest, which is %d: look at that one first", request.Replaces, before.Version)
+			return refusal.New(refusal.Changed, audit.RefusedNotTheNewest, "version %d of the policy is not the newest, which is %d: look at that one first", request.Replaces, before.Version)
 		case found && before.SHA256 == version.SHA256:
 			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "version %d of the policy says the same already", before.Version)
 		}

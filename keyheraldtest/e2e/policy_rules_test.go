@@ -126,7 +126,7 @@ func TestAPolicyHasVersionsThatSayWhoMadeThemAndARefusedOneIsAnEvent(t *testing.
 		{"no reason", stricter, "", 0, refusal.Invalid, audit.RefusedNoReason, "a reason is needed"},
 		{"one that contradicts itself", strings.Replace(nightly, "30d", "2h", 1), "x", 0, refusal.Invalid, audit.RefusedPolicy, "policy.yaml: line 4: rules[0].max_age"},
 		{"the same again", nightly, "x", 0, refusal.Conflict, audit.RefusedAlreadySo, "says the same already"},
-		{"one made from another version", stricter, "x", 7, refusal.Conflict, audit.RefusedNotTheNewest, "not the newest"},
+		{"one made from another version", stricter, "x", 7, refusal.Changed, audit.RefusedNotTheNewest, "not the newest"},
 	} {
 		err := apply(test.text, test.reason, test.replaces)
 		if code, why, ok := refusal.Of(err); !ok || code != test.code || why != test.why || !strings.Contains(err.Error(), test.says) {
