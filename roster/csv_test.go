@@ -84,6 +84,19 @@ func TestAFileThatIsTooLargeIsRefused(t *testing.T) {
 	}
 }
 
+func TestANameThatSteersWhateverShowsItIsNotOnTheRoster(t *testing.T) {
+	for _, user := range []id.UserID{"@a\n@b:example.org", "@a\x1b[2J:example.org", "@a\u202eb:example.org", "@a\x00:example.org", "@a\xff:example.org"} {
+		if err := (Entry{UserID: user}).Check(); err == nil || strings.ContainsAny(err.Error(), "\n\x1b\u202e") {
+			t.Errorf("%q is answered with %v", user, err)
+		}
+	}
+	for _, user := range []id.UserID{"@Alice:example.org", "@älice:example.org", "@a b:example.org"} {
+		if err := (Entry{UserID: user}).Check(); err != nil {
+			t.Errorf("%q is answered with %v", user, err)
+		}
+	}
+}
+
 func TestADayAsAnEndIsInTheExemption(t *testing.T) {
 	for text, want := range map[string]time.Time{
 		"2026-11-30":                time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC),

@@ -5,7 +5,10 @@ package roster
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"maunium.net/go/mautrix/id"
 
@@ -42,6 +45,10 @@ type Entry struct {
 func (e Entry) Check() error {
 	if _, _, err := e.UserID.ParseAndValidateRelaxed(); err != nil {
 		return fmt.Errorf("%q is not a Matrix user id (@name:server): %w", clip(string(e.UserID)), err)
+	}
+	// Homeservers of long ago took such names; a line feed would make another line of whatever shows it.
+	if strings.ContainsFunc(string(e.UserID), func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError }) {
+		return fmt.Errorf("%q has control characters: no such user can be managed", clip(string(e.UserID)))
 	}
 	switch {
 	case e.Exemption.None():
