@@ -78,8 +78,16 @@ func TestComplianceIsToldWithBothNumbersAndByUser(t *testing.T) {
 	if of := into[api.Compliance](t, s.as("auditor", http.MethodGet, "/compliance?at=0s", nil), http.StatusOK); of.Roster != 2 {
 		t.Errorf("by the log it is %+v", of)
 	}
+	// A key that is too old is counted, though its device is silent.
+	into[api.PolicyApplied](t, s.as("admin", http.MethodPut, "/policies/current", `{"document":{"rules":[{"name":"staff","who":{"all":true},"max_age":"30d"}]},"reason":"monthly"}`), http.StatusOK)
+	key := s.device("@alice:example.org", "MANAGED")
+	check(t, s.db.SawDevice(t.Context(), key, s.clock.Now().Add(-48*time.Hour), []byte(`{"backup_version":"1","holds_key":true}`)))
+	check(t, s.db.CreatedKeyVersion(t.Context(), "@alice:example.org", "1", "k", s.clock.Now().Add(-90*24*time.Hour)))
+	if old := into[api.Compliance](t, s.as("auditor", http.MethodGet, "/compliance", nil), http.StatusOK); old.PastMaxAge != 1 || old.States["unknown"] != 1 || old.States["overdue"] != 0 {
+		t.Errorf("with an old key it is %+v", old)
+	}
 	one := into[api.Page[map[string]any]](t, s.as("helpdesk", http.MethodGet, "/compliance/users?user_id=@alice:example.org", nil), http.StatusOK)
-	if len(one.Items) != 1 || one.Items[0]["state"] != "not_covered" || one.Items[0]["next_action"] == "" {
+	if len(one.Items) != 1 || one.Items[0]["state"] != "unknown" || one.Items[0]["past_max_age"] != true || one.Items[0]["next_action"] == "" {
 		t.Errorf("alice is %+v", one)
 	}
 	if none := walk[map[string]any](t, s, "operator", "/compliance/users?state=current", 10, nil); len(none) != 0 {

@@ -220,13 +220,14 @@ func (s *server) ended(key uuid.UUID, state rotation.State) {
 	check(s.t, s.db.UpdateRotation(ctx, r, s.clock.Now()))
 }
 
-func (s *server) device(user id.UserID, device id.DeviceID) {
+func (s *server) device(user id.UserID, device id.DeviceID) uuid.UUID {
 	s.t.Helper()
 	key, err := uuid.NewV7()
 	check(s.t, err)
 	check(s.t, s.db.PutDevice(context.Background(), postgres.Device{ID: key, UserID: user, DeviceID: device, IdentityKey: id.Curve25519(user.String() + device.String()), SigningKey: "s", MasterKey: "m", Name: "managed",
 		EnrolledAt: s.clock.Now()}))
 	check(s.t, s.db.SawDevice(context.Background(), key, s.clock.Now(), []byte(`{"holds_key":true}`)))
+	return key
 }
 
 // log counts the events of an action.

@@ -233,7 +233,10 @@ type Compliance struct {
 	Of      int                  `json:"of"`
 	Roster  int                  `json:"roster"`
 	States  map[roster.State]int `json:"states"`
-	Users   []roster.Standing    `json:"users,omitempty"`
+	// PastMaxAge are how many have a key that is older than their policy allows, in whatever state they are, but for who is
+	// exempt.
+	PastMaxAge int               `json:"past_max_age"`
+	Users      []roster.Standing `json:"users,omitempty"`
 }
 
 func getCompliance(c *call) (answer, error) {
@@ -261,7 +264,7 @@ func getCompliance(c *call) (answer, error) {
 		return answer{}, err
 	}
 	current, of := counts.Current()
-	view := Compliance{At: moment.UTC(), Current: current, Of: of, Roster: counts.Roster, States: counts.States}
+	view := Compliance{At: moment.UTC(), Current: current, Of: of, Roster: counts.Roster, States: counts.States, PastMaxAge: counts.PastMaxAge}
 	if view.States == nil {
 		view.States = map[roster.State]int{}
 	}

@@ -104,7 +104,7 @@ func (e *Enforcer) ComplianceAt(ctx context.Context, at time.Time, log audit.Log
 func count(standings []roster.Standing) roster.Compliance {
 	var c roster.Compliance
 	for _, s := range standings {
-		c.Add(s.State)
+		c.Add(s)
 	}
 	return c
 }

@@ -6,15 +6,20 @@ import "fmt"
 type Compliance struct {
 	Roster int           `json:"roster"`
 	States map[State]int `json:"states"`
+	// PastMaxAge are those whose key is older than their policy allows, in whatever state they are, but for who is exempt.
+	PastMaxAge int `json:"past_max_age"`
 }
 
 // Add counts a user.
-func (c *Compliance) Add(state State) {
+func (c *Compliance) Add(s Standing) {
 	if c.States == nil {
 		c.States = map[State]int{}
 	}
 	c.Roster++
-	c.States[state]++
+	c.States[s.State]++
+	if s.PastMaxAge && s.State != Exempt {
+		c.PastMaxAge++
+	}
 }
 
 // Current are those whose key is as it should be, of so many: the roster but for who is exempt.

@@ -221,7 +221,7 @@ func TestComplianceIsAlwaysToldWithBothNumbers(t *testing.T) {
 			var c Compliance
 			for state, n := range test.states {
 				for range n {
-					c.Add(state)
+					c.Add(Standing{State: state})
 				}
 			}
 			if got := c.String(); got != test.want {
@@ -235,6 +235,17 @@ func TestComplianceIsAlwaysToldWithBothNumbers(t *testing.T) {
 				t.Errorf("the share is %v", share)
 			}
 		})
+	}
+}
+
+func TestAKeyThatIsTooOldCountsInEveryStateButExempt(t *testing.T) {
+	var c Compliance
+	for _, state := range States() {
+		c.Add(Standing{State: state, PastMaxAge: true})
+		c.Add(Standing{State: state})
+	}
+	if want := len(States()) - 1; c.PastMaxAge != want {
+		t.Errorf("it counts %d and not %d", c.PastMaxAge, want)
 	}
 }
 

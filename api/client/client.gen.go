@@ -739,12 +739,15 @@ type CodesRequest struct {
 
 // Compliance current of `of`, which is the roster but for who is exempt
 type Compliance struct {
-	At      time.Time   `json:"at"`
-	Current int         `json:"current"`
-	Of      int         `json:"of"`
-	Roster  int         `json:"roster"`
-	States  Counts      `json:"states"`
-	Users   *[]Standing `json:"users,omitempty"`
+	At      time.Time `json:"at"`
+	Current int       `json:"current"`
+	Of      int       `json:"of"`
+
+	// PastMaxAge How many have a key that is older than their policy allows, in whatever state they are, but for who is exempt
+	PastMaxAge int         `json:"past_max_age"`
+	Roster     int         `json:"roster"`
+	States     Counts      `json:"states"`
+	Users      *[]Standing `json:"users,omitempty"`
 }
 
 // Counts defines model for Counts.

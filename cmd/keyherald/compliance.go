@@ -44,7 +44,7 @@ func complianceCommand(r *remote) *cobra.Command {
 		case asCSV:
 			return complianceCSV(cmd.OutOrStdout(), view.Users, view.At)
 		}
-		return printCompliance(cmd.OutOrStdout(), roster.Compliance{Roster: view.Roster, States: view.States}, view.Users, view.At)
+		return printCompliance(cmd.OutOrStdout(), roster.Compliance{Roster: view.Roster, States: view.States, PastMaxAge: view.PastMaxAge}, view.Users, view.At)
 	}}
 	cmd.Flags().StringVar(&at, "at", "", "as it was at a time that is over, from the audit log: a day such as 2026-11-30, at its end; a time; or how long ago")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with everybody")
@@ -74,6 +74,7 @@ func printCompliance(out io.Writer, counts roster.Compliance, standings []roster
 	if err := table.Flush(); err != nil {
 		return err
 	}
+	_, _ = fmt.Fprintf(out, "\nOlder than the policy allows, in whatever state: the keys of %d users who are not exempt.\n", counts.PastMaxAge)
 	if current, of := counts.Current(); current == of {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/keyherald/keyherald/kms"
+	"github.com/keyherald/keyherald/roster"
 )
 
 // series counts what a registry's histograms have observed, by the values of their labels.
@@ -103,17 +104,20 @@ func TestAnswersOfTheHomeserverAreMeasuredByKindAndOutcome(t *testing.T) {
 func TestTheRosterIsCountedOnceAMinuteAndNotToldWhereItCannotBe(t *testing.T) {
 	metrics := prometheus.NewRegistry()
 	asked, fails := 0, false
-	c := &coverage{count: func(context.Context) (map[string]int, error) {
+	c := &coverage{count: func(context.Context) (roster.Compliance, error) {
 		asked++
 		if fails {
-			return nil, errors.New("the database is away")
+			return roster.Compliance{}, errors.New("the database is away")
 		}
-		return map[string]int{"current": 9, "overdue": 0}, nil
+		return roster.Compliance{Roster: 12, States: map[roster.State]int{roster.Current: 9, roster.Unknown: 3}, PastMaxAge: 2}, nil
 	}}
 	metrics.MustRegister(c)
 	for range 3 {
-		if got := fmt.Sprint(series(t, metrics, "keyherald_roster_users")); got != "map[current :9 overdue :0]" || asked != 1 {
+		if got := fmt.Sprint(series(t, metrics, "keyherald_roster_users")); got != "map[current :9 exempt :0 in_progress :0 needs_attention :0 not_covered :0 overdue :0 unknown :3]" || asked != 1 {
 			t.Errorf("after %d questions it tells %v", asked, got)
+		}
+		if got := fmt.Sprint(series(t, metrics, "keyherald_roster_past_max_age_users")); got != "map[:2]" || asked != 1 {
+			t.Errorf("after %d questions keys are too old of %v", asked, got)
 		}
 	}
 	c.at, fails = c.at.Add(-coverageEvery), true

@@ -77,7 +77,7 @@ func TestARosterIsAppliedListedAndCountedByTheCommandLine(t *testing.T) {
 	if view.Current != 0 || view.Of != 1 || view.Roster != 2 || view.States[roster.Exempt] != 1 || len(view.Users) != 2 || view.Users[0].Cause != roster.NeverEnrolled || view.Users[0].NextAction == "" {
 		t.Errorf("the compliance is %+v", view)
 	}
-	says(r.acted(t, "compliance"), "0 of 1 (0.00 %)", "1 of 2 are exempt", "@alice:example.org", "not_covered", "never_enrolled", "keyherald enroll")
+	says(r.acted(t, "compliance"), "0 of 1 (0.00 %)", "1 of 2 are exempt", "@alice:example.org", "not_covered", "never_enrolled", "keyherald enroll", "the keys of 0 users")
 	table, err := csv.NewReader(strings.NewReader(r.acted(t, "compliance", "--csv"))).ReadAll()
 	check(t, err)
 	if len(table) != 3 || table[1][1] != "'@alice:example.org" || table[1][2] != string(roster.NotCovered) || table[2][2] != string(roster.Exempt) || table[2][11] != "3000-01-01T00:00:00Z" {

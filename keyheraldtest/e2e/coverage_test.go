@@ -98,6 +98,23 @@ func TestTheRowsSayWhereEverybodyStands(t *testing.T) {
 	check(t, f.db.CreatedKeyVersion(ctx, user("old"), "2", "k", long))
 	is("ageless", roster.Overdue)
 	covered("ageless", `{"backup_version": "9", "holds_key": true}`, fresh)
+	// Of these the key is as old, and something else says where they stand.
+	for name, state := range map[string]roster.State{"oldsilent": roster.Unknown, "oldstuck": roster.NeedsAttention, "oldworking": roster.InProgress, "oldexempt": roster.Exempt} {
+		is(name, state)
+		d, at := f.enroll(t, name), fresh
+		switch state {
+		case roster.Unknown:
+			at = long
+		case roster.NeedsAttention:
+			open(name, "1", "working", "kms_forbidden", "")
+		case roster.InProgress:
+			open(name, "1", "working", "", "")
+		default:
+			entries[len(entries)-1].Exemption = roster.Exemption{Reason: "on leave", Until: now.Add(time.Hour)}
+		}
+		f.says(t, d, at, `{"backup_version": "2", "holds_key": true}`)
+		check(t, f.db.CreatedKeyVersion(ctx, user(name), "2", "k", long))
+	}
 	is("exempt", roster.Exempt)
 	entries[len(entries)-1].Exemption = roster.Exemption{Reason: "on leave", Until: now.Add(time.Hour)}
 	is("exemptbefore", roster.NotCovered)
@@ -124,8 +141,11 @@ func TestTheRowsSayWhereEverybodyStands(t *testing.T) {
 			}
 		}
 	}
-	if current, of := counts.Current(); current != 2 || of != len(entries)-1 || counts.Roster != len(entries) {
+	if current, of := counts.Current(); current != 2 || of != len(entries)-2 || counts.Roster != len(entries) {
 		t.Errorf("it is %s of %d", counts, counts.Roster)
+	}
+	if counts.PastMaxAge != 4 {
+		t.Errorf("of %d users the key is too old, and not of old, oldsilent, oldstuck and oldworking", counts.PastMaxAge)
 	}
 	var paged []roster.Standing
 	for after := id.UserID(""); ; {
