@@ -2,6 +2,7 @@
 package deploy_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -91,6 +92,88 @@ func TestTheDashboardAsksWhatPrometheusUnderstands(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dashboard.rules.yaml")
 	check(t, os.WriteFile(path, raw, 0o600))
 	promtool(t, "check", "rules", path)
+}
+
+// complianceTargets are the questions of the panel that shows the compliance, by what Grafana writes beside each, and with how
+// many decimals it shows the share.
+func complianceTargets(t *testing.T) (exprs map[string]string, decimals int) {
+	t.Helper()
+	raw, err := os.ReadFile(keyheraldtest.Deploy("grafana/keyherald.json"))
+	check(t, err)
+	var dashboard struct {
+		Panels []struct {
+			ID          int `json:"id"`
+			FieldConfig struct {
+				Defaults struct {
+					Decimals *int `json:"decimals"`
+				} `json:"defaults"`
+			} `json:"fieldConfig"`
+			Targets []struct{ Expr, LegendFormat string } `json:"targets"`
+		} `json:"panels"`
+	}
+	check(t, json.Unmarshal(raw, &dashboard))
+	exprs = map[string]string{}
+	for _, panel := range dashboard.Panels {
+		if panel.ID != 2 {
+			continue
+		}
+		if panel.FieldConfig.Defaults.Decimals == nil {
+			t.Fatal("Grafana rounds the share as it likes")
+		}
+		decimals = *panel.FieldConfig.Defaults.Decimals
+		for _, target := range panel.Targets {
+			exprs[target.LegendFormat] = target.Expr
+		}
+	}
+	return exprs, decimals
+}
+
+// What is not everybody is never shown as 100 %, and a share never alone: the panel's expressions are asked of Prometheus.
+func TestTheDashboardShowsComplianceRoundedDownAndWithBothNumbers(t *testing.T) {
+	exprs, decimals := complianceTargets(t)
+	if decimals != 2 {
+		t.Errorf("a share that is rounded down to hundredths of a percent is shown with %d decimals", decimals)
+	}
+	type sample struct {
+		Labels string  `yaml:"labels"`
+		Value  float64 `yaml:"value"`
+	}
+	type ask struct {
+		Expr    string   `yaml:"expr"`
+		At      string   `yaml:"eval_time"`
+		Samples []sample `yaml:"exp_samples"`
+	}
+	var tests []any
+	for _, company := range []struct {
+		current, unknown, exempt int
+		share                    float64
+	}{
+		{19_999, 1, 500, 0.9999}, // 99.995 % is not 100 %
+		{20_000, 0, 500, 1},
+		{29, 71, 0, 0.29}, // what is exact stays so
+		{2, 1, 0, 0.6666},
+		{0, 7, 3, 0},
+	} {
+		var series []any
+		for state, n := range map[string]int{"current": company.current, "unknown": company.unknown, "exempt": company.exempt} {
+			for _, replica := range []string{"a", "b"} {
+				series = append(series, map[string]string{"series": fmt.Sprintf(`keyherald_roster_users{state=%q,instance=%q}`, state, replica), "values": fmt.Sprint(n)})
+			}
+		}
+		var asks []ask
+		for legend, value := range map[string]float64{"share": company.share, "current": float64(company.current), "of roster − exempt": float64(company.current + company.unknown)} {
+			if exprs[legend] == "" {
+				t.Fatalf("the panel does not show %q", legend)
+			}
+			asks = append(asks, ask{exprs[legend], "0m", []sample{{"{}", value}}})
+		}
+		tests = append(tests, map[string]any{"interval": "1m", "input_series": series, "promql_expr_test": asks})
+	}
+	raw, err := yaml.Marshal(map[string]any{"tests": tests})
+	check(t, err)
+	path := filepath.Join(t.TempDir(), "compliance.test.yaml")
+	check(t, os.WriteFile(path, raw, 0o600))
+	promtool(t, "test", "rules", path)
 }
 
 func TestTheGuideHasEveryAlertAndEveryMetric(t *testing.T) {
