@@ -64,6 +64,9 @@ func TestTheAlertsAreRaisedWhenTheyShallBeAndNotElse(t *testing.T) {
 		if !raised[alert.Name] || !quiet[alert.Name] {
 			t.Errorf("%s is tried raised: %v, and quiet: %v", alert.Name, raised[alert.Name], quiet[alert.Name])
 		}
+		if alert.Name == "KeyheraldDevicesNeedEnrollment" && !strings.Contains(alert.Annotations["what_to_do"], "keyherald reenrollments") {
+			t.Errorf("%s does not name the queue of those who asked again", alert.Name)
+		}
 		if alert.Labels["severity"] == "" || alert.Annotations["summary"] == "" || alert.Annotations["what_to_do"] == "" {
 			t.Errorf("%s does not say how grave it is, what it is and what to do", alert.Name)
 		}

@@ -21,6 +21,8 @@ type Status struct {
 	Failed int `json:"failed,omitempty"`
 	// NeedEnrollment counts the managed devices that are not trusted any more.
 	NeedEnrollment int `json:"need_enrollment,omitempty"`
+	// Reenrollments counts those of them that asked to be enrolled again, and wait for an admin.
+	Reenrollments int `json:"reenrollments,omitempty"`
 	// Frozen is who stopped all triggers, empty while they go.
 	Frozen string `json:"frozen,omitempty"`
 	// Unsigned is set where events of the audit log have waited too long for the signer.
@@ -34,7 +36,7 @@ const DigestEvery = 10 * time.Minute
 const UnsignedAfter = 10 * time.Minute
 
 func (s Status) same(t Status) bool {
-	return maps.Equal(s.Attention, t.Attention) && s.Held == t.Held && s.Failed == t.Failed && s.NeedEnrollment == t.NeedEnrollment && s.Frozen == t.Frozen && s.Unsigned == t.Unsigned
+	return maps.Equal(s.Attention, t.Attention) && s.Held == t.Held && s.Failed == t.Failed && s.NeedEnrollment == t.NeedEnrollment && s.Reenrollments == t.Reenrollments && s.Frozen == t.Frozen && s.Unsigned == t.Unsigned
 }
 
 // Digest is what the admin room is told of how things stand now, if anything, where told is what it was told before. What was
@@ -65,7 +67,8 @@ func Digest(told, now Status, toldAt, at time.Time) (Text, bool) {
 	}{
 		{"Rotations that are held: %s. keyherald rotations list --open shows what for, keyherald rotations release lets them go.", told.Held, now.Held},
 		{"Rotations that came to nothing, failed or given up after 30 days: %s. keyherald rotations list shows why, keyherald rotations retry begins again.", told.Failed, now.Failed},
-		{"Managed devices that must be enrolled again: %s. keyherald devices list shows them.", told.NeedEnrollment, now.NeedEnrollment},
+		{"Managed devices that must be enrolled again: %s. keyherald devices list shows them. Who asked again waits for a release (keyherald reenrollments list); the others need to be verified, or a code (keyherald enroll).", told.NeedEnrollment, now.NeedEnrollment},
+		{"Devices that asked to be enrolled again after an identity reset: %s. Ask each user whether it was he, then keyherald reenrollments release or reject.", told.Reenrollments, now.Reenrollments},
 	} {
 		if count.told != count.now {
 			text.Parts = append(text.Parts, Part{Says: fmt.Sprintf(count.says, moved(count.told, count.now))})
@@ -154,6 +157,6 @@ func CampaignMoved(c Campaign) Text {
 		says += " It was started for: " + reason + "."
 	}
 	text.Parts = append(text.Parts, Part{Says: says},
-		Part{Says: fmt.Sprintf("Done: %d. Failing: %d. Under way: %d. keyherald campaign watch shows who is stuck, why, and what to do.", c.Done, c.Failing, c.UnderWay)})
+		Part{Says: fmt.Sprintf("Done: %d. Failing: %d. Under way: %d. keyherald campaign show tells who is stuck, why, and what to do.", c.Done, c.Failing, c.UnderWay)})
 	return text
 }

@@ -194,7 +194,7 @@ func (s *Session) status(ctx context.Context, frozen string) (Status, error) {
 		return Status{}, err
 	}
 	status := Status{Held: counts.Held, Failed: counts.Rotations[string(rotation.Failed)] + counts.Rotations[string(rotation.TimedOut)],
-		NeedEnrollment: counts.Devices[string(postgres.NeedsEnrollment)], Frozen: frozen}
+		NeedEnrollment: counts.Devices[string(postgres.NeedsEnrollment)], Reenrollments: counts.Reenrollments, Frozen: frozen}
 	if len(counts.Attention) > 0 {
 		status.Attention = counts.Attention
 	}

@@ -206,7 +206,8 @@ func TestTheAdminRoomIsToldOfChangesAndNotTooOften(t *testing.T) {
 		{"a thaw at once", notice.Status{Frozen: "x"}, notice.Status{}, noon.Add(-time.Second), true, []string{"Triggers go again"}},
 		{"the log is not signed", notice.Status{}, notice.Status{Unsigned: true}, noon.Add(-time.Hour), true, []string{"has not been signed for 10 minutes"}},
 		{"and is again", notice.Status{Unsigned: true}, notice.Status{}, noon.Add(-time.Hour), true, []string{"signed again"}},
-		{"devices to enroll", notice.Status{}, notice.Status{NeedEnrollment: 1}, noon.Add(-time.Hour), true, []string{"enrolled again: 1"}},
+		{"devices to enroll", notice.Status{}, notice.Status{NeedEnrollment: 1}, noon.Add(-time.Hour), true, []string{"enrolled again: 1", "keyherald reenrollments list", "keyherald enroll"}},
+		{"a device asks again", notice.Status{NeedEnrollment: 1}, notice.Status{NeedEnrollment: 1, Reenrollments: 1}, noon.Add(-time.Hour), true, []string{"after an identity reset: 1", "keyherald reenrollments release"}},
 		{"a cause of another version", notice.Status{}, notice.Status{Attention: map[string]int{"see evil.example": 1}}, noon.Add(-time.Hour), true, []string{"see evil example: 1"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -234,7 +235,7 @@ func TestACampaignThatMovedIsToldWithItsNumbers(t *testing.T) {
 		campaign notice.Campaign
 		says     []string
 	}{
-		{"finished", notice.Campaign{ID: "019a-b", State: "finished", Reason: "yearly, see https://tickets.example/1", Done: 990, Failing: 10}, []string{"A campaign is finished", "Campaign 019a-b is finished.", "yearly see https tickets example 1", "Done: 990. Failing: 10. Under way: 0."}},
+		{"finished", notice.Campaign{ID: "019a-b", State: "finished", Reason: "yearly, see https://tickets.example/1", Done: 990, Failing: 10}, []string{"A campaign is finished", "Campaign 019a-b is finished.", "yearly see https tickets example 1", "Done: 990. Failing: 10. Under way: 0. keyherald campaign show tells who is stuck"}},
 		{"stopped", notice.Campaign{ID: "019a-b", State: "stopped", Why: "too_many_failing", Done: 10, Failing: 30, UnderWay: 5}, []string{"is stopped, since: too many failing."}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

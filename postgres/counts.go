@@ -10,6 +10,8 @@ import (
 type Counts struct {
 	Rotations, Attention, Devices map[string]int
 	Outbox, Frozen, Held, Notices int
+	// Reenrollments are the devices that asked to be enrolled again, and wait for an admin.
+	Reenrollments int
 	// Oldest is for how long the oldest rotation that is open in a state has been so, since it was received.
 	Oldest map[string]time.Duration
 }
@@ -22,6 +24,7 @@ func (db *DB) Counts(ctx context.Context) (Counts, error) {
 		UNION ALL SELECT 'device', state, COUNT(*) FROM device GROUP BY state
 		UNION ALL SELECT 'oldest', state, GREATEST(EXTRACT(EPOCH FROM now() - MIN(created_at))::bigint, 0) FROM rotation WHERE ended_at IS NULL GROUP BY state
 		UNION ALL SELECT 'notices', '', COUNT(*) FROM notice WHERE state = 'pending'
+		UNION ALL SELECT 'reenrollments', '', COUNT(*) FROM reenrollment WHERE state = 'waiting'
 		UNION ALL SELECT 'outbox', '', COUNT(*) FROM todevice_outbox WHERE state = 'pending'
 		UNION ALL SELECT 'held', '', COUNT(*) FROM rotation WHERE held AND ended_at IS NULL
 		UNION ALL SELECT 'frozen', '', COUNT(*) FROM trigger_freeze`)
@@ -46,6 +49,8 @@ func (db *DB) Counts(ctx context.Context) (Counts, error) {
 			counts.Oldest[word] = time.Duration(n) * time.Second
 		case "notices":
 			counts.Notices = n
+		case "reenrollments":
+			counts.Reenrollments = n
 		case "outbox":
 			counts.Outbox = n
 		case "held":

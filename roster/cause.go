@@ -38,7 +38,7 @@ type Remedy struct {
 
 var remedies = []Remedy{
 	{NeverEnrolled, "admin", "the user has no managed device: enroll one (keyherald enroll), or exempt him (keyherald roster exempt)"},
-	{DeviceNeedsEnrollment, "admin", "the user's identity or the device's keys changed: ask him whether it was he, then verify and enroll the device again (keyherald enroll)"},
+	{DeviceNeedsEnrollment, "admin", "the user's identity or the device's keys changed: ask him whether it was he. A device that his new identity has signed asks again and waits: release it (keyherald reenrollments); else verify it, or enroll it with a code (keyherald enroll)"},
 	{DeviceRevoked, "admin", "the user's managed device was revoked: enroll another one (keyherald enroll), or take him off the roster"},
 	{NoStatusYet, "operator", "the device was enrolled and has said nothing since: is it running (keyherald-device run), and does it reach the homeserver?"},
 	{DeviceSilent, "operator", "no managed device of the user has sent a status for three intervals: is it running (keyherald-device run), and does it reach the homeserver?"},

@@ -249,6 +249,13 @@ func TestAKeyThatIsTooOldCountsInEveryStateButExempt(t *testing.T) {
 	}
 }
 
+func TestADeviceThatAskedAgainIsReleasedAndAnotherGetsACode(t *testing.T) {
+	next := NextAction(DeviceNeedsEnrollment)
+	if !strings.Contains(next, "keyherald reenrollments") || !strings.Contains(next, "keyherald enroll)") {
+		t.Errorf("it names one of the two ways at most: %s", next)
+	}
+}
+
 // docs/enforcement.md has every state and every cause that no rotation has.
 func TestTheDocumentHasEveryStateAndCause(t *testing.T) {
 	document, err := os.ReadFile("../docs/enforcement.md")

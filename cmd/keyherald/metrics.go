@@ -26,6 +26,7 @@ var (
 	oldestDesc    = prometheus.NewDesc("keyherald_rotation_oldest_open_seconds", "For how long the oldest rotation that is open in a state has been open. A state without one is not there.", []string{"state"}, nil)
 	noticesDesc   = prometheus.NewDesc("keyherald_notices_pending", "Notices to users and admins that the homeserver has not taken yet.", nil, nil)
 	devicesDesc   = prometheus.NewDesc("keyherald_devices", "Managed devices by state.", []string{"state"}, nil)
+	againDesc     = prometheus.NewDesc("keyherald_reenrollments_waiting", "Devices that asked to be enrolled again after an identity reset, and wait for an admin.", nil, nil)
 	outboxDesc    = prometheus.NewDesc("keyherald_outbox_pending", "Messages of the bot that the homeserver has not taken yet.", nil, nil)
 	heldDesc      = prometheus.NewDesc("keyherald_rotations_held", "Rotations that are held, for an admin's release or until the audit log is signed again.", nil, nil)
 	waitingDesc   = prometheus.NewDesc("keyherald_notifications_waiting", "Notifications that wait for their commit.", nil, nil)
@@ -44,7 +45,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{rotationsDesc, oldestDesc, noticesDesc, attentionDesc, devicesDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, alteredDesc, inspectedDesc, unpublDesc, databaseDesc} {
+	for _, desc := range []*prometheus.Desc{rotationsDesc, oldestDesc, noticesDesc, attentionDesc, devicesDesc, againDesc, outboxDesc, heldDesc, frozenDesc, waitingDesc, leadingDesc, unsealedDesc, lagDesc, sizeDesc, stoppedDesc, problemDesc, alteredDesc, inspectedDesc, unpublDesc, databaseDesc} {
 		ch <- desc
 	}
 }
@@ -69,6 +70,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	send(frozenDesc, float64(counts.Frozen))
 	send(heldDesc, float64(counts.Held))
+	send(againDesc, float64(counts.Reenrollments))
 	send(outboxDesc, float64(counts.Outbox))
 	send(noticesDesc, float64(counts.Notices))
 	for state, n := range counts.Rotations {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
@@ -223,6 +224,12 @@ func TestTheAdminRoomTellsHowThingsStandAndTakesNoWord(t *testing.T) {
 	w.ended(t, w.identity.UserID, rotation.Facts{State: rotation.Working, Attention: protocol.AttentionKMSForbidden})
 	w.clock.Advance(11 * time.Minute)
 	tells("kms forbidden: 1")
+	key := uuid.New()
+	check(t, w.db.PutDevice(ctx, postgres.Device{ID: key, UserID: w.identity.UserID, DeviceID: "RESET", IdentityKey: "i", SigningKey: "s", MasterKey: "before", EnrolledAt: w.clock.Now()}))
+	check(t, w.db.SetDeviceState(ctx, key, postgres.NeedsEnrollment))
+	check(t, w.db.QueueReenrollment(ctx, postgres.Reenrollment{ID: uuid.New(), Device: key, OldMasterKey: "before", NewMasterKey: "after", AskedAt: w.clock.Now()}))
+	w.clock.Advance(11 * time.Minute)
+	tells("enrolled again: 1", "after an identity reset: 1", "keyherald reenrollments release")
 	nobodyWrites(t, p, room)
 
 	// What a forger has the homeserver say in the room changes nothing; the room is of this homeserver alone.

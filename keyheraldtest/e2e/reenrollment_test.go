@@ -70,6 +70,15 @@ func TestADeviceAsksAgainAfterAnIdentityResetAndIsTrustedOnlyWhenReleased(t *tes
 	if len(queue) != 1 || queue[0].OldMasterKey != before[0].MasterKey || queue[0].NewMasterKey == before[0].MasterKey {
 		t.Fatalf("the queue has %+v", queue)
 	}
+	waits := func() int {
+		t.Helper()
+		all, err := w.db.Counts(ctx)
+		check(t, err)
+		return all.Reenrollments
+	}
+	if n := waits(); n != 1 {
+		t.Errorf("%d are counted to wait", n)
+	}
 	run(t, account.Run)
 	w.notify(t, "n1", "1")
 	wait(t, "the rotation to wait", func() bool { return w.onlyRotation(t).Facts.State == rotation.WaitingForEnrollment })
@@ -79,6 +88,9 @@ func TestADeviceAsksAgainAfterAnIdentityResetAndIsTrustedOnlyWhenReleased(t *tes
 		t.Errorf("without a release the device is %s", devices[0].State)
 	}
 	check(t, w.engine.ReleaseReenrollment(ctx, queue[0].ID, keyheraldtest.Admin()))
+	if n := waits(); n != 0 {
+		t.Errorf("once one was released %d are counted to wait", n)
+	}
 	// The device is told while it runs, and the rotation goes on by itself.
 	w.waitDone(t)
 	if enrolled, err := account.Enrolled(ctx); err != nil || !enrolled {
