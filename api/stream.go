@@ -87,7 +87,9 @@ func (c *call) streamed(kind string) streamed {
 	response.Header().Set("Content-Type", kind)
 	response.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
 	response.WriteHeader(http.StatusOK)
-	return streamed{response, http.NewResponseController(response)}
+	to := streamed{response, http.NewResponseController(response)}
+	_ = to.control.Flush() // else whoever has nothing to hear yet would not know before the heartbeat that he is heard
+	return to
 }
 
 // Write waits writeTime at most.

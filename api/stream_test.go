@@ -130,3 +130,13 @@ func TestStreamsEndWhenTheServerStops(t *testing.T) {
 		}
 	}
 }
+
+// A client whose log has nothing new knows at once that its stream is open, and not by the first heartbeat.
+func TestAStreamIsOpenBeforeThereIsSomethingToTell(t *testing.T) {
+	s := newServer(t)
+	before := time.Now()
+	s.watchPath("/audit/leaves", "auditor", "")
+	if took := time.Since(before); took > 10*time.Second {
+		t.Errorf("it opened after %s", took)
+	}
+}
