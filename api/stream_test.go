@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/api"
+	"github.com/keyherald/keyherald/campaign"
+	"github.com/keyherald/keyherald/enforce"
 )
 
 // sse is one server-sent event.
@@ -112,6 +115,65 @@ func TestAStreamTellsARotationFromItsBeginToItsEnd(t *testing.T) {
 		if e.id == first.id {
 			t.Error("what was received comes again")
 		}
+	}
+}
+
+func TestAStreamTellsACampaignFromItsBeginToItsEnd(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", "user_id\n@alice:example.org\n@bob:example.org\n", "Content-Type", "text/csv"), http.StatusOK)
+	s.device("@alice:example.org", "MANAGED")
+	s.device("@bob:example.org", "MANAGED")
+	// One user a minute in one wave: the second begin, and the first done, move nothing but the counts.
+	started := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", `{"who":{"all":true},"kms":"corporate","path":"keyherald/{user}","reason":"yearly","rate":1,"waves":[100]}`), http.StatusCreated)
+	path := "/campaigns/" + started.ID.String()
+	events := s.watchPath(path+"/events", "auditor", "")
+	step := func() {
+		t.Helper()
+		s.clock.Advance(time.Minute)
+		check(t, s.enforcer.StepCampaigns(t.Context()))
+		s.api.Wake()
+	}
+	// A step may be seen half done: each event is read until the one that is waited for.
+	tells := func(what string, is func(api.CampaignProgress) bool) {
+		t.Helper()
+		for {
+			e, open := next(t, events)
+			if !open || e.event != "progress" {
+				t.Fatalf("before %s came %v", what, e)
+			}
+			var progress api.CampaignProgress
+			check(t, json.Unmarshal([]byte(e.data), &progress))
+			if is(progress) {
+				return
+			}
+		}
+	}
+	tells("how it stands", func(p api.CampaignProgress) bool { return p.ID == started.ID && p.Counts.Pending == 2 })
+	for _, left := range []int{1, 0} {
+		step()
+		tells("a begin", func(p api.CampaignProgress) bool { return p.Counts.Pending == left && p.Counts.Done == 0 })
+	}
+	users := walk[api.CampaignUser](t, s, "auditor", path+"/users", 10, nil)
+	if len(users) != 2 || users[0].Rotation == "" || users[1].Rotation == "" {
+		t.Fatalf("begun are %+v", users)
+	}
+	for i, u := range users {
+		s.ended(uuid.MustParse(u.Rotation), "done")
+		step()
+		tells("a done", func(p api.CampaignProgress) bool { return p.Counts.Done == i+1 })
+	}
+	step()
+	for ended := false; !ended; {
+		e, open := next(t, events)
+		if ended = e.event == "end"; !open || !ended && e.event != "progress" {
+			t.Fatalf("before the end came %v", e)
+		}
+	}
+	if e, open := next(t, events); open {
+		t.Errorf("behind the end came %v", e)
+	}
+	if end := into[api.CampaignProgress](t, s.as("auditor", http.MethodGet, path, nil), http.StatusOK); end.State != campaign.Finished {
+		t.Errorf("in the end it is %s", end.State)
 	}
 }
 
