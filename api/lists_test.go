@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,6 +90,29 @@ func TestPagesWhileOthersAreInserted(t *testing.T) {
 	}
 	if reads := s.log("audit.read", "accepted"); len(reads) != (len(events)+6)/7 || reads[0].Actor != "admin:token:auditor" {
 		t.Errorf("%d pages left %d events", (len(events)+6)/7, len(reads))
+	}
+}
+
+func TestTokensComeInPagesByTheirNames(t *testing.T) {
+	s := newServer(t)
+	names := []string{"admin", "auditor", "helpdesk", "operator"}
+	for i := range 7 {
+		name := fmt.Sprintf("ci-%d", i)
+		s.token(name, "auditor")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	var listed []string
+	for _, token := range walk[api.Token](t, s, "admin", "/tokens", 3, func(page int) { s.token(fmt.Sprintf("a%d", page), "auditor") }) {
+		listed = append(listed, token.Name) // what comes meanwhile has a name before all others
+	}
+	if !slices.Equal(listed, names) {
+		t.Errorf("the pages have %q and not %q", listed, names)
+	}
+	for _, path := range []string{"/tokens?limit=0", "/tokens?cursor=x", "/tokens?role=admin"} {
+		if got := s.as("admin", http.MethodGet, path, nil); got.status != http.StatusBadRequest {
+			t.Errorf("%s gets %d: %s", path, got.status, got.body)
+		}
 	}
 }
 

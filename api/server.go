@@ -124,18 +124,19 @@ type Token struct {
 }
 
 func listTokens(c *call) (answer, error) {
-	if err := c.query().end(); err != nil {
+	q := c.query()
+	var f postgres.TokenFilter
+	limit, filters := q.page(&f.After)
+	if err := q.end(); err != nil {
 		return answer{}, err
 	}
-	tokens, err := c.deps.DB.Tokens(c.ctx)
+	f.Limit = limit + 1
+	rows, err := c.deps.DB.Tokens(c.ctx, f)
 	if err != nil {
 		return answer{}, err
 	}
-	page := Page[Token]{Items: []Token{}}
-	for _, t := range tokens {
-		page.Items = append(page.Items, TokenOf(t))
-	}
-	return ok(page), nil
+	page, err := pageOf(rows, limit, filters, TokenOf, func(t postgres.Token) any { return t.Name })
+	return ok(page), err
 }
 
 // TokenOf is a token as it is shown.

@@ -60,9 +60,15 @@ func (db *DB) TokenByHash(ctx context.Context, hash [32]byte) (t Token, ok bool,
 	return t, true, nil
 }
 
-// Tokens lists all tokens, by their names.
-func (db *DB) Tokens(ctx context.Context) ([]Token, error) {
-	return collect(ctx, db, "the API tokens", scanToken, `SELECT `+tokenColumns+` FROM api_token ORDER BY name`)
+// TokenFilter is from where on tokens are listed: After is the last name of the page before, and Limit 0 is all.
+type TokenFilter struct {
+	After string
+	Limit int
+}
+
+// Tokens lists tokens, by their names.
+func (db *DB) Tokens(ctx context.Context, f TokenFilter) ([]Token, error) {
+	return collect(ctx, db, "the API tokens", scanToken, `SELECT `+tokenColumns+` FROM api_token WHERE name > $1 ORDER BY name LIMIT NULLIF($2, 0)`, f.After, f.Limit)
 }
 
 // RevokeToken ends a token. known is false where there is none of that name, and revoked where it was ended before.

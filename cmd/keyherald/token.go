@@ -60,7 +60,7 @@ func tokenCreate(load func() (config, error)) *cobra.Command {
 func tokenList(load func() (config, error), r *remote) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List the API tokens, those that ended among them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return withDatabase(cmd.Context(), load, func(db *postgres.DB) error {
-			tokens, err := db.Tokens(cmd.Context())
+			tokens, err := db.Tokens(cmd.Context(), postgres.TokenFilter{})
 			if err != nil {
 				return err
 			}
@@ -72,11 +72,11 @@ func tokenList(load func() (config, error), r *remote) *cobra.Command {
 		})
 	}}
 	return orByAPI(r, cmd, func(cmd *cobra.Command, c *client, _ []string) error {
-		var page api.Page[api.Token]
-		if err := c.do(cmd.Context(), http.MethodGet, "/tokens", nil, &page); err != nil {
+		tokens, err := all[api.Token](cmd.Context(), c, "/tokens", nil)
+		if err != nil {
 			return err
 		}
-		return printTokens(cmd.OutOrStdout(), page.Items)
+		return printTokens(cmd.OutOrStdout(), tokens)
 	})
 }
 
