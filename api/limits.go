@@ -4,12 +4,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/time/rate"
+
+	"github.com/keyherald/keyherald/internal/cidr"
 )
 
 // RateConfig is how many calls a second are answered.
@@ -47,16 +48,12 @@ func (c RateConfig) limits(deps Deps) (*limits, error) {
 		c.FailuresPerAddress = 1
 	}
 	l := &limits{now: deps.Now, callers: buckets{rate: c.PerCaller}, addresses: buckets{rate: c.FailuresPerAddress}, address: echo.ExtractIPDirect()}
+	proxies, err := cidr.Parse("trusted_proxies", deps.TrustedProxies)
+	if err != nil {
+		return nil, err
+	}
 	var trusted []echo.TrustOption
-	for i, proxy := range deps.TrustedProxies {
-		prefix, err := netip.ParsePrefix(proxy)
-		if err != nil {
-			address, err := netip.ParseAddr(proxy)
-			if err != nil {
-				return nil, fmt.Errorf("trusted_proxies[%d] is %q: write an address or a network, such as 192.0.2.0/24", i, proxy)
-			}
-			prefix = netip.PrefixFrom(address, address.BitLen())
-		}
+	for _, prefix := range proxies {
 		trusted = append(trusted, echo.TrustIPRange(&net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}))
 	}
 	if len(trusted) > 0 {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -125,22 +124,6 @@ func tokenDenial(err error) *denial {
 		return refused(audit.RefusedClaims)
 	}
 	return refused(audit.RefusedToken)
-}
-
-// prefixes reads address ranges; a single address is a range too.
-func prefixes(at string, texts []string) ([]netip.Prefix, error) {
-	var all []netip.Prefix
-	for i, text := range texts {
-		prefix, err := netip.ParsePrefix(text)
-		if address, addressErr := netip.ParseAddr(text); addressErr == nil && address.Zone() == "" {
-			prefix, err = netip.PrefixFrom(address, address.BitLen()), nil
-		}
-		if err != nil || prefix.Addr().Is4In6() || prefix != prefix.Masked() {
-			return nil, fmt.Errorf("%s[%d] is %q: write an address or a range of them, such as 192.0.2.0/24", at, i, text)
-		}
-		all = append(all, prefix)
-	}
-	return all, nil
 }
 
 func within(address netip.Addr, ranges []netip.Prefix) bool {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyherald/keyherald/internal/cidr"
 	"github.com/keyherald/keyherald/internal/pinned"
 	"github.com/keyherald/keyherald/internal/sns"
 )
@@ -27,7 +28,7 @@ type Config struct {
 
 // Validate checks what can be checked without reading a file. Errors begin with the key they are about.
 func (c Config) Validate() error {
-	proxies, err := prefixes("trusted_proxies", c.TrustedProxies)
+	proxies, err := cidr.Parse("trusted_proxies", c.TrustedProxies)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/keyherald/keyherald/internal/bearer"
+	"github.com/keyherald/keyherald/internal/cidr"
 	"github.com/keyherald/keyherald/internal/pinned"
 )
 
@@ -19,7 +20,7 @@ func (b *builder) sourceAddress() error {
 	if len(b.SourceAddress) == 0 {
 		return nil
 	}
-	allowed, err := prefixes(b.at+".source_address", b.SourceAddress)
+	allowed, err := cidr.Parse(b.at+".source_address", b.SourceAddress)
 	if err != nil {
 		return err
 	}

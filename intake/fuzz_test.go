@@ -11,6 +11,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/internal/cidr"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
@@ -193,7 +194,7 @@ func FuzzClient(f *testing.F) {
 	f.Add("10.1.0.1:1", "198.51.100.1, 203.0.113.1 ,10.1.0.2", "10.1.0.0/16")
 	f.Add("[::ffff:10.1.0.1]:1", "::1", "10.1.0.0/16")
 	f.Fuzz(func(t *testing.T, remote, forwarded, proxy string) {
-		proxies, err := prefixes("x", []string{proxy})
+		proxies, err := cidr.Parse("x", []string{proxy})
 		if err != nil {
 			return
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/internal/cidr"
 	"github.com/keyherald/keyherald/internal/perminute"
 	"github.com/keyherald/keyherald/internal/pinned"
 	"github.com/keyherald/keyherald/internal/sabotage"
@@ -141,7 +142,7 @@ func New(config Config, deps Deps) (*Handler, error) {
 			return nil, fmt.Errorf("intake: %w", err)
 		}
 	}
-	proxies, err := prefixes("trusted_proxies", config.TrustedProxies)
+	proxies, err := cidr.Parse("trusted_proxies", config.TrustedProxies)
 	if err != nil {
 		return nil, err
 	}
