@@ -44,6 +44,20 @@ func TestAGoodPolicyHasNoFindings(t *testing.T) {
 	}
 }
 
+// A window that is open while somebody looks is not a short one.
+func TestWhatIsFoundDoesNotDependOnTheHour(t *testing.T) {
+	t.Parallel()
+	d, err := Parse("policy.yaml", []byte(good), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := now; at.Before(now.Add(7 * 24 * time.Hour)); at = at.Add(29 * time.Minute) {
+		if all := Check(d, roster, at); len(all) > 0 {
+			t.Errorf("on %s: %v", at.Format(time.RFC1123), all)
+		}
+	}
+}
+
 func TestAPolicyThatContradictsItselfIsRefusedWithTheLineAndTheReason(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ name, from, to, want string }{

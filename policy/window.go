@@ -196,7 +196,11 @@ func (w Windows) extremes(t time.Time) (longestGap, shortestOpen time.Duration) 
 	if len(w.windows) == 0 {
 		return 0, 0
 	}
-	for end := t.Add(366 * day); t.Before(end); {
+	end := t.Add(366 * day)
+	if closes, open := w.Open(t); open {
+		t = closes // what is left of a window is no short one
+	}
+	for t.Before(end) {
 		opens := w.Next(t)
 		closes, _ := w.Open(opens)
 		longestGap = max(longestGap, opens.Sub(t))
