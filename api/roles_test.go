@@ -53,7 +53,8 @@ var bodies = map[string]string{
 // Each role may call what the table says, and everything else is refused with an event, once a minute for each caller and
 // route; nobody without credentials may call anything.
 func TestEveryRouteWithEveryRole(t *testing.T) {
-	s := newServer(t)
+	moment := time.Now() // in which everything happens: what is refused is counted by the minute
+	s := newServer(t, func(_ *api.Config, deps *api.Deps) { deps.Now = func() time.Time { return moment } })
 	s.device("@alice:example.org", "MANAGED")
 	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", bodies["putRoster"]), http.StatusOK)
 	started := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", campaignOfAll), http.StatusCreated)
