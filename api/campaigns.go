@@ -162,20 +162,29 @@ type CampaignBounds struct {
 
 func (b CampaignBounds) change() enforce.CampaignChange {
 	change := enforce.CampaignChange{PassPercent: b.PassPercent, MaxWaiting: b.MaxWaiting, MaxFailures: b.MaxFailures, Rate: b.Rate}
-	if b.MaxWait != nil {
-		wait := seconds(*b.MaxWait)
-		change.MaxWait = &wait
-	}
-	if b.MaxLatency != nil {
-		latency := time.Duration(min(max(*b.MaxLatency, 0), maxGrace)) * time.Millisecond
-		change.MaxLatency = &latency
-	}
+	change.MaxWait, change.MaxLatency = span(b.MaxWait, time.Second), span(b.MaxLatency, time.Millisecond)
 	return change
 }
 
+// span is a duration as somebody wrote it, if he did; campaign.Parameters.Check has the bounds, and this keeps it from overflowing.
+func span(n *int64, unit time.Duration) *time.Duration {
+	if n == nil {
+		return nil
+	}
+	d := time.Duration(min(max(*n, -maxGrace), maxGrace)) * unit
+	return &d
+}
+
 func (r CampaignRequest) parameters() campaign.Parameters {
-	p := campaign.Parameters{Kind: r.Kind, Who: campaign.Who{All: r.Who.All, Globs: r.Who.Globs, Users: r.Who.Users, Except: r.Who.Except}, KMS: r.KMS, Path: r.Path, KeyReason: r.KeyReason,
-		Exclude: r.Exclude, Waves: r.Waves, Reason: r.Reason, Ticket: r.Ticket}
+	p := campaign.Defaults()
+	p.Who = campaign.Who{All: r.Who.All, Globs: r.Who.Globs, Users: r.Who.Users, Except: r.Who.Except}
+	p.KMS, p.Path, p.KeyReason, p.Exclude, p.Reason, p.Ticket = r.KMS, r.Path, r.KeyReason, r.Exclude, r.Reason, r.Ticket
+	if len(r.Kind) > 0 {
+		p.Kind = r.Kind
+	}
+	if r.Waves != nil {
+		p.Waves = r.Waves
+	}
 	r.change().Apply(&p)
 	return p
 }

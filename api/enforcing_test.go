@@ -326,3 +326,35 @@ func TestCodesThatTheCallerMadeAreKeptByTheirHashes(t *testing.T) {
 		}
 	}
 }
+
+func TestABoundOfNothingIsHeededAndNonsenseRefused(t *testing.T) {
+	s := newServer(t)
+	into[enforce.RosterChange](t, s.as("admin", http.MethodPut, "/roster", csv, "Content-Type", "text/csv"), http.StatusOK)
+	with := func(bounds string) string {
+		return strings.TrimSuffix(campaignOfAll, "}") + bounds + "}"
+	}
+	if c := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", campaignOfAll), http.StatusCreated); c.MaxFailures != 10 || c.MaxWaiting != 20 || c.PassPercent != 95 || c.MaxWait != "24h0m0s" || c.MaxLatency != "1s" {
+		t.Errorf("with nothing said it is %+v", c)
+	}
+	if c := into[api.Campaign](t, s.as("admin", http.MethodPost, "/campaigns", with(`,"max_failures":0,"max_waiting":0`)), http.StatusCreated); c.MaxFailures != 0 || c.MaxWaiting != 0 || c.PassPercent != 95 {
+		t.Errorf("with no failure and nobody waiting allowed it is %+v", c)
+	}
+	for bounds, want := range map[string]string{
+		`,"pass_percent":0`:       "write 1 to 100",
+		`,"max_failures":-1`:      "write 0 to 100",
+		`,"max_waiting":101`:      "write 0 to 100",
+		`,"max_wait_seconds":0`:   "is waited for 0s",
+		`,"max_wait_seconds":-60`: "is waited for -1m0s",
+		`,"max_latency_ms":0`:     "may take 0s",
+		`,"max_latency_ms":-5`:    "may take -5ms",
+	} {
+		for _, path := range []string{"/campaigns", "/campaigns/plan"} {
+			if got := s.as("admin", http.MethodPost, path, with(bounds)); got.status != http.StatusUnprocessableEntity || got.problem(t).Refusal != "unusable_parameters" || !strings.Contains(got.problem(t).Detail, want) {
+				t.Errorf("%s of %s is answered with %d: %s", path, bounds, got.status, got.body)
+			}
+		}
+	}
+	if got := s.as("admin", http.MethodPost, "/campaigns", strings.Replace(campaignOfAll, `"rate":60`, `"rate":0`, 1)); got.status != http.StatusUnprocessableEntity || !strings.Contains(got.problem(t).Detail, "0 users a minute") {
+		t.Errorf("a rate of 0 is answered with %d: %s", got.status, got.body)
+	}
+}

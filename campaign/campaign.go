@@ -93,27 +93,8 @@ const MinSettled = 20
 // ApprovalLife is how long an approval may be asked for, and how long it is good for what begins under it.
 const ApprovalLife = 24 * time.Hour
 
-// WithDefaults fills in what was left out.
-func (p Parameters) WithDefaults() Parameters {
-	if len(p.Kind) == 0 {
-		p.Kind = Rotate
-	}
-	if len(p.Waves) == 0 {
-		p.Waves = []int{1, 10, 100}
-	}
-	for _, number := range []struct {
-		of        *int
-		otherwise int
-	}{{&p.PassPercent, 95}, {&p.MaxWaiting, 20}, {&p.MaxFailures, 10}, {&p.Rate, 120}} {
-		if *number.of == 0 {
-			*number.of = number.otherwise
-		}
-	}
-	if p.MaxWait == 0 {
-		p.MaxWait = 24 * time.Hour
-	}
-	if p.MaxLatency == 0 {
-		p.MaxLatency = time.Second
-	}
-	return p
+// Defaults are the parameters of a campaign of which nothing was said. What was said is put over them, so that a 0 that was
+// said stays one.
+func Defaults() Parameters {
+	return Parameters{Kind: Rotate, Waves: []int{1, 10, 100}, PassPercent: 95, MaxWait: 24 * time.Hour, MaxWaiting: 20, MaxFailures: 10, Rate: 120, MaxLatency: time.Second}
 }

@@ -75,7 +75,8 @@ func TestTheFirstWavesAreOthersInAnotherCampaign(t *testing.T) {
 func TestTheHashIsOfUsersAndParameters(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		users := drawUsers(t)
-		p := Parameters{Who: Who{All: true}, Reason: "why", Rate: rapid.IntRange(1, 100).Draw(t, "rate")}.WithDefaults()
+		p := Defaults()
+		p.Who, p.Reason, p.Rate = Who{All: true}, "why", rapid.IntRange(1, 100).Draw(t, "rate")
 		hash := func(p Parameters, users []id.UserID) Hash {
 			h, err := HashOf(p, users)
 			if err != nil {
@@ -225,7 +226,8 @@ func TestWhichCampaignsNeedApproval(t *testing.T) {
 
 func TestTheEstimateOfTheEnd(t *testing.T) {
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	p := Parameters{Rate: 60}.WithDefaults()
+	p := Defaults()
+	p.Rate = 60
 	pace := Pace{Done: 50, Half: 2 * time.Minute, Most: 5 * time.Minute}
 	in := func(d time.Duration) time.Time { return now.Add(d) }
 	for _, test := range []struct {

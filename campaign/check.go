@@ -19,7 +19,7 @@ const (
 	maxWait  = rotation.Timeout
 )
 
-// Check says what is wrong with parameters and what to write, or nil. It is for those that WithDefaults has completed.
+// Check says what is wrong with parameters and what to write, or nil.
 func (p Parameters) Check() error {
 	switch {
 	case p.Kind != Rotate && p.Kind != Release:
@@ -32,12 +32,12 @@ func (p Parameters) Check() error {
 		return fmt.Errorf("the path %q is the same for every user: write %s where the user's name stands in it", p.Path, userInPath)
 	case p.KeyReason != rotation.ReasonChanged && !p.KeyReason.Urgent():
 		return fmt.Errorf("the key's reason is %q: write %s or %s, or leave it out", p.KeyReason, rotation.ReasonCompromise, rotation.ReasonDisclosed)
-	case len(p.Waves) > maxWaves || p.Waves[len(p.Waves)-1] != 100 || !growing(p.Waves):
+	case len(p.Waves) == 0 || len(p.Waves) > maxWaves || p.Waves[len(p.Waves)-1] != 100 || !growing(p.Waves):
 		return fmt.Errorf("the waves are %v: write percents that grow to 100, %d at most, such as 1,10,100", p.Waves, maxWaves)
 	case p.PassPercent < 1 || p.PassPercent > 100:
 		return fmt.Errorf("a wave passes at %d percent: write 1 to 100", p.PassPercent)
-	case p.MaxWaiting < 1 || p.MaxWaiting > 100 || p.MaxFailures < 1 || p.MaxFailures > 100:
-		return fmt.Errorf("at most %d percent waiting and %d percent failures: write 1 to 100 for each", p.MaxWaiting, p.MaxFailures)
+	case p.MaxWaiting < 0 || p.MaxWaiting > 100 || p.MaxFailures < 0 || p.MaxFailures > 100:
+		return fmt.Errorf("at most %d percent waiting and %d percent failures: write 0 to 100 for each", p.MaxWaiting, p.MaxFailures)
 	case p.MaxWait < time.Minute || p.MaxWait > maxWait:
 		return fmt.Errorf("a wave is waited for %s: write 1m to %s", p.MaxWait, maxWait)
 	case p.Rate < 1 || p.Rate > maxRate:

@@ -75,14 +75,15 @@ const (
 // its users began.
 func Judge(p Parameters, wave, all Counts, opened time.Duration) Verdict {
 	for _, counts := range []Counts{wave, all} {
-		if counts.Done+counts.Failing() >= MinSettled && counts.tooMany(p.MaxFailures) {
+		// Where none is tolerated one says it all.
+		if (p.MaxFailures == 0 || counts.Done+counts.Failing() >= MinSettled) && counts.tooMany(p.MaxFailures) {
 			return Stop
 		}
 	}
 	switch {
 	case wave.Pending > 0:
 		return Wait
-	case wave.Done*100 >= p.PassPercent*wave.Counting():
+	case wave.Done*100 >= p.PassPercent*wave.Counting() && !wave.tooMany(p.MaxFailures):
 		return Pass
 	case wave.UnderWay() == 0 && wave.tooMany(p.MaxFailures):
 		// Too few for a rate, and nobody left who could better it: a wave of one that fails must not make way for the rest.

@@ -14,8 +14,9 @@ type scenario struct {
 	Name        string
 	Wave, All   map[UserState]int
 	Opened      time.Duration
-	MaxWaiting  int `yaml:"max_waiting"`
-	PassPercent int `yaml:"pass_percent"`
+	MaxWaiting  *int `yaml:"max_waiting"`
+	MaxFailures *int `yaml:"max_failures"`
+	PassPercent *int `yaml:"pass_percent"`
 	Verdict     Verdict
 }
 
@@ -36,7 +37,12 @@ func TestWhatBecomesOfAWave(t *testing.T) {
 	}
 	for _, s := range scenarios {
 		t.Run(s.Name, func(t *testing.T) {
-			p := Parameters{MaxWaiting: s.MaxWaiting, PassPercent: s.PassPercent}.WithDefaults()
+			p := Defaults()
+			for bound, said := range map[*int]*int{&p.MaxWaiting: s.MaxWaiting, &p.MaxFailures: s.MaxFailures, &p.PassPercent: s.PassPercent} {
+				if said != nil {
+					*bound = *said
+				}
+			}
 			if s.All == nil {
 				s.All = s.Wave
 			}
@@ -59,22 +65,26 @@ func drawCounts(t *rapid.T, label string) (c Counts) {
 
 func TestVerdictsHoldWhatTheyPromise(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := Parameters{PassPercent: rapid.IntRange(1, 100).Draw(t, "pass"), MaxFailures: rapid.IntRange(1, 100).Draw(t, "failures"),
-			MaxWaiting: rapid.IntRange(1, 100).Draw(t, "waiting")}.WithDefaults()
+		p := Defaults()
+		p.PassPercent, p.MaxFailures = rapid.IntRange(1, 100).Draw(t, "pass"), rapid.IntRange(0, 100).Draw(t, "failures")
+		p.MaxWaiting = rapid.IntRange(0, 100).Draw(t, "waiting")
 		wave := drawCounts(t, "wave")
 		all := wave.Add(drawCounts(t, "others"))
 		opened := time.Duration(rapid.Int64Range(0, int64(2*p.MaxWait)).Draw(t, "opened"))
 		got := Judge(p, wave, all, opened)
 		bad := func(c Counts) bool {
-			return c.Done+c.Failing() >= MinSettled && 100*c.Failing() > p.MaxFailures*(c.Done+c.Failing())
+			return (c.Done+c.Failing() >= MinSettled || p.MaxFailures == 0) && 100*c.Failing() > p.MaxFailures*(c.Done+c.Failing())
 		}
-		enough := wave.Done*100 >= p.PassPercent*wave.Counting()
+		failing := 100*wave.Failing() > p.MaxFailures*(wave.Done+wave.Failing())
+		enough := wave.Done*100 >= p.PassPercent*wave.Counting() && !failing
 		waiting := wave.UnderWay() * 100
 		switch {
 		case (got == Stop) != (bad(wave) || bad(all)):
 			t.Fatalf("%s with %+v of %+v", got, wave, all)
 		case got == Pass && wave.Pending > 0:
 			t.Fatal("it passes before all have begun")
+		case got == Pass && failing:
+			t.Fatalf("it passes with %+v", wave)
 		case got == Pass && !enough && (opened < p.MaxWait || waiting > p.MaxWaiting*wave.Counting()):
 			t.Fatalf("it passes with %+v after %s", wave, opened)
 		case got == Wait && wave.Pending == 0 && (enough || opened >= p.MaxWait):

@@ -18,8 +18,9 @@ import (
 // CampaignChannel is the NOTIFY channel that says a campaign, which the payload names, moved.
 const CampaignChannel = "keyherald_campaign"
 
-// CampaignRequest asks for a campaign. What is left out of the parameters has its default (campaign.Parameters.WithDefaults).
+// CampaignRequest asks for a campaign.
 type CampaignRequest struct {
+	// Parameters are whole: campaign.Defaults, and over them what was said.
 	Parameters campaign.Parameters
 	// IdempotencyKey, up to 255 bytes, makes a repeated start the same campaign; empty starts a new one each time.
 	IdempotencyKey string
@@ -36,7 +37,7 @@ func (e *Enforcer) StartCampaign(ctx context.Context, request CampaignRequest, a
 	event := audit.Event{Actor: actor, Action: audit.CampaignStarted, Subject: audit.OfCampaigns(), Outcome: audit.Accepted}
 	err = refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		event.Time = e.now()
-		p := request.Parameters.WithDefaults()
+		p := request.Parameters
 		asked, err := campaign.HashOf(p, nil)
 		if err != nil {
 			return err
@@ -212,9 +213,9 @@ type CampaignPlan struct {
 	NotThere  []id.UserID
 }
 
-// PlanCampaign says for every user what would happen and why not, and touches nothing.
-func (e *Enforcer) PlanCampaign(ctx context.Context, parameters campaign.Parameters) (plan CampaignPlan, err error) {
-	p := parameters.WithDefaults()
+// PlanCampaign says for every user what would happen and why not, and touches nothing. The parameters are whole, as those
+// of a CampaignRequest.
+func (e *Enforcer) PlanCampaign(ctx context.Context, p campaign.Parameters) (plan CampaignPlan, err error) {
 	plan.Parameters = p
 	meant, err := e.choose(ctx, p)
 	if err != nil {

@@ -56,7 +56,7 @@ func TestWhatIsRefusedAtTheStart(t *testing.T) {
 		"no reason":                       func(p *campaign.Parameters) { p.Reason = "" },
 		"a path without the user":         func(p *campaign.Parameters) { p.Path = "keyherald/key" },
 		"a release of what is not held": func(p *campaign.Parameters) {
-			*p = campaign.Parameters{Kind: campaign.Release, Who: campaign.Who{All: true}, Reason: "a storm"}
+			*p = allHeld()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestWhatTheStormLimitHoldsIsReleasedInWaves(t *testing.T) {
 	if left := c.users(t, other.ID, campaign.LeftOut); len(left) != 20 || left[0].Cause != campaign.CauseHeld {
 		t.Errorf("left out by the other campaign are %+v", left)
 	}
-	started := c.start(t, campaign.Parameters{Kind: campaign.Release, Who: campaign.Who{All: true}, Reason: "it was meant", Waves: []int{10, 100}, Rate: 60})
+	started := c.start(t, allHeld())
 	if started.Users != 20 {
 		t.Fatalf("it is for %d users, and %v are held", started.Users, held)
 	}

@@ -97,7 +97,16 @@ func (c *company) enroll(t *testing.T, who id.UserID) uuid.UUID {
 
 // everybody asks for a campaign for all of the roster.
 func everybody() campaign.Parameters {
-	return campaign.Parameters{Who: campaign.Who{All: true}, KMS: "corporate", Path: "keyherald/{user}/key", Rate: 60, Reason: "a test"}
+	p := campaign.Defaults()
+	p.Who, p.KMS, p.Path, p.Rate, p.Reason = campaign.Who{All: true}, "corporate", "keyherald/{user}/key", 60, "a test"
+	return p
+}
+
+// allHeld asks for a campaign that releases what the storm limit holds.
+func allHeld() campaign.Parameters {
+	p := campaign.Defaults()
+	p.Kind, p.Who, p.Waves, p.Rate, p.Reason = campaign.Release, campaign.Who{All: true}, []int{10, 100}, 60, "it was meant"
+	return p
 }
 
 // These are three admins.

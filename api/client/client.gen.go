@@ -533,9 +533,13 @@ type CampaignApproval struct {
 
 // CampaignBounds defines model for CampaignBounds.
 type CampaignBounds struct {
-	// MaxFailures Above how many percent of failures it stops
-	MaxFailures    *int   `json:"max_failures,omitempty"`
-	MaxLatencyMs   *int64 `json:"max_latency_ms,omitempty"`
+	// MaxFailures Above how many percent of failures it stops; with 0, at the first one
+	MaxFailures *int `json:"max_failures,omitempty"`
+
+	// MaxLatencyMs How long the homeserver may take for a message before fewer begin
+	MaxLatencyMs *int64 `json:"max_latency_ms,omitempty"`
+
+	// MaxWaitSeconds How long a wave is waited for
 	MaxWaitSeconds *int64 `json:"max_wait_seconds,omitempty"`
 
 	// MaxWaiting How many percent of a wave may still be waited for then
@@ -659,7 +663,7 @@ type CampaignRequest struct {
 	Reason string  `json:"reason"`
 	Ticket *string `json:"ticket,omitempty"`
 
-	// Waves Percents of the users that have begun once each wave has
+	// Waves Percents of the users that have begun once each wave has; they grow, and the last is 100
 	Waves *[]int      `json:"waves,omitempty"`
 	Who   CampaignWho `json:"who"`
 }

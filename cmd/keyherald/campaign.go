@@ -49,8 +49,8 @@ func (b *boundFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.IntVar(&b.pass, "pass", 0, "how many percent of a wave must be done for it to pass (default 95)")
 	flags.DurationVar(&b.maxWait, "max-wait", 0, "how long a wave is waited for (default 24h)")
-	flags.IntVar(&b.maxWaiting, "max-waiting", 0, "how many percent of a wave may still be waited for then (default 20)")
-	flags.IntVar(&b.maxFailures, "max-failures", 0, "above how many percent of failures it stops (default 10)")
+	flags.IntVar(&b.maxWaiting, "max-waiting", 0, "how many percent of a wave may still be waited for then, 0 for nobody (default 20)")
+	flags.IntVar(&b.maxFailures, "max-failures", 0, "above how many percent of failures it stops, 0 for at the first one (default 10)")
 	flags.IntVar(&b.rate, "rate", 0, "how many users begin in a minute at most (default 120)")
 	flags.DurationVar(&b.maxLatency, "max-latency", 0, "how long the homeserver may take for a message before fewer begin (default 1s)")
 }

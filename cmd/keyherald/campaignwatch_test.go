@@ -59,8 +59,9 @@ func newCampaign(t *testing.T, users int, waves ...int) *moved {
 		check(t, m.db.PutDevice(t.Context(), postgres.Device{ID: device, UserID: user, DeviceID: "DEVICE", IdentityKey: "i", SigningKey: "s", MasterKey: "m", EnrolledAt: m.clock.Now()}))
 		check(t, m.db.SawDevice(t.Context(), device, m.clock.Now(), nil))
 	}
-	started, _, err := m.enforcer.StartCampaign(t.Context(), enforce.CampaignRequest{Parameters: campaign.Parameters{Who: campaign.Who{All: true}, KMS: "corporate", Path: "keyherald/{user}/key",
-		Waves: waves, Rate: 600, Reason: "a test"}}, audit.ByLocal("anna", "test"))
+	p := campaign.Defaults()
+	p.Who, p.KMS, p.Path, p.Waves, p.Rate, p.Reason = campaign.Who{All: true}, "corporate", "keyherald/{user}/key", waves, 600, "a test"
+	started, _, err := m.enforcer.StartCampaign(t.Context(), enforce.CampaignRequest{Parameters: p}, audit.ByLocal("anna", "test"))
 	check(t, err)
 	m.key = started.ID
 	return m
