@@ -122,6 +122,8 @@ func TestWhomACampaignIsFor(t *testing.T) {
 		{"all but some", Who{All: true, Except: []string{"@????:a.*"}}, Meant{Users: []id.UserID{"@carl:b.example"}, Excluded: []id.UserID{"@anna:a.example", "@bert:a.example"}}},
 		{"somebody who is not there", Who{Users: []id.UserID{"@eve:a.example"}}, Meant{NotThere: []id.UserID{"@eve:a.example"}}},
 		{"a glob means letters as they are", Who{Globs: []string{"@A*"}}, Meant{Unmatched: []string{"@A*"}}},
+		{"an exception for nobody", Who{All: true, Except: []string{"@carl:*", "@karl:*"}}, Meant{Users: []id.UserID{"@anna:a.example", "@bert:a.example"}, Excluded: []id.UserID{"@carl:b.example"}, Unmatched: []string{"@karl:*"}}},
+		{"an exception for somebody who is not meant", Who{Globs: []string{"@*:a.example"}, Except: []string{"@carl:*"}}, Meant{Users: []id.UserID{"@anna:a.example", "@bert:a.example"}}},
 		{"a glob for nobody", Who{Globs: []string{"@*:c.example"}}, Meant{Unmatched: []string{"@*:c.example"}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

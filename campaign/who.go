@@ -40,7 +40,7 @@ func (w Who) check(kind Kind) error {
 type Meant struct {
 	Users []id.UserID
 	// Excluded are those that Except matched. NotThere are the named ones that are not among the users, and Unmatched the
-	// globs that matched nobody.
+	// globs, those of Except among them, that match none of the users: where one is misspelt, those move who should not.
 	Excluded  []id.UserID
 	NotThere  []id.UserID
 	Unmatched []string
@@ -52,21 +52,24 @@ func (w Who) Choose(from []id.UserID) Meant {
 	from = slices.Clone(from)
 	slices.Sort(from)
 	from = slices.Compact(from)
-	matched := make([]bool, len(w.Globs))
+	matched := map[string]bool{}
+	matches := func(patterns []string, user id.UserID) (is bool) {
+		for _, pattern := range patterns {
+			if glob.Match(pattern, string(user)) {
+				is, matched[pattern] = true, true
+			}
+		}
+		return is
+	}
 	named := make(map[id.UserID]bool, len(w.Users))
 	for _, user := range w.Users {
 		named[user] = true
 	}
 	for _, user := range from {
-		is := w.All || named[user]
-		for i, pattern := range w.Globs {
-			if glob.Match(pattern, string(user)) {
-				is, matched[i] = true, true
-			}
-		}
+		is, excepted := matches(w.Globs, user) || w.All || named[user], matches(w.Except, user)
 		switch {
 		case !is:
-		case slices.ContainsFunc(w.Except, func(pattern string) bool { return glob.Match(pattern, string(user)) }):
+		case excepted:
 			m.Excluded = append(m.Excluded, user)
 		default:
 			m.Users = append(m.Users, user)
@@ -77,8 +80,8 @@ func (w Who) Choose(from []id.UserID) Meant {
 			m.NotThere = append(m.NotThere, user)
 		}
 	}
-	for i, pattern := range w.Globs {
-		if !matched[i] {
+	for _, pattern := range slices.Concat(w.Globs, w.Except) {
+		if !matched[pattern] && !slices.Contains(m.Unmatched, pattern) {
 			m.Unmatched = append(m.Unmatched, pattern)
 		}
 	}

@@ -50,6 +50,7 @@ func TestWhatIsRefusedAtTheStart(t *testing.T) {
 		"nobody is said":                  func(p *campaign.Parameters) { p.Who = campaign.Who{} },
 		"a glob that matches nobody":      func(p *campaign.Parameters) { p.Who = campaign.Who{Globs: []string{"@nobody*:example.org"}} },
 		"a user who is not on the roster": func(p *campaign.Parameters) { p.Who = campaign.Who{Users: []id.UserID{user(0), "@eve:example.org"}} },
+		"an exception for nobody":         func(p *campaign.Parameters) { p.Who.Except = []string{"@usr000:*"} },
 		"everybody is excepted":           func(p *campaign.Parameters) { p.Who.Except = []string{"@*:*"} },
 		"waves that do not grow":          func(p *campaign.Parameters) { p.Waves = []int{10, 10, 100} },
 		"waves that do not reach all":     func(p *campaign.Parameters) { p.Waves = []int{10} },
@@ -67,7 +68,7 @@ func TestWhatIsRefusedAtTheStart(t *testing.T) {
 			}
 		})
 	}
-	if told := c.told(t); told["campaign.started refused"] != 9 {
+	if told := c.told(t); told["campaign.started refused"] != 10 {
 		t.Errorf("the log has %v", told)
 	}
 }

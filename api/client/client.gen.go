@@ -595,7 +595,7 @@ type CampaignPlan struct {
 	// NotThere Users who are not on the roster: the start would be refused
 	NotThere *[]string `json:"not_there,omitempty"`
 
-	// Unmatched Globs that match nobody: the start would be refused
+	// Unmatched Globs, those of except among them, that match nobody: the start would be refused
 	Unmatched *[]string     `json:"unmatched,omitempty"`
 	Users     []PlannedUser `json:"users"`
 }

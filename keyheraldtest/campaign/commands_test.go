@@ -47,6 +47,7 @@ func TestTheCommandsOfCampaigns(t *testing.T) {
 		t.Errorf("after the dry run there is %s", list)
 	}
 	refused("nobody matches @nobody*:example.org", "start", "--users", "@nobody*:example.org", "--reason", "a test")
+	refused("nobody matches *user0019?:*", "start", "--all", "--except", "*user0019?:*", "--reason", "a test")
 	refused("there is no campaign", "show", "01890000-0000-7000-8000-000000000000")
 	var started struct {
 		ID    string
