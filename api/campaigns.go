@@ -234,9 +234,11 @@ func startCampaign(c *call) (answer, error) {
 type CampaignPlan struct {
 	Hash          campaign.Hash `json:"hash"`
 	NeedsApproval bool          `json:"needs_approval"`
-	Users         []PlannedUser `json:"users"`
-	Unmatched     []string      `json:"unmatched,omitempty"`
-	NotThere      []id.UserID   `json:"not_there,omitempty"`
+	// Frozen says that all triggers are stopped: nobody would begin until that is lifted.
+	Frozen    bool          `json:"frozen"`
+	Users     []PlannedUser `json:"users"`
+	Unmatched []string      `json:"unmatched,omitempty"`
+	NotThere  []id.UserID   `json:"not_there,omitempty"`
 }
 
 // PlannedUser is what would happen to a user. Wave is 0 for one whom the campaign leaves out as it was asked to.
@@ -255,7 +257,7 @@ func planCampaign(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	view := CampaignPlan{Hash: plan.Hash, NeedsApproval: plan.NeedsApproval, Users: make([]PlannedUser, len(plan.Users)), Unmatched: plan.Unmatched, NotThere: plan.NotThere}
+	view := CampaignPlan{Hash: plan.Hash, NeedsApproval: plan.NeedsApproval, Frozen: plan.Frozen, Users: make([]PlannedUser, len(plan.Users)), Unmatched: plan.Unmatched, NotThere: plan.NotThere}
 	for i, u := range plan.Users {
 		view.Users[i] = PlannedUser{campaignUserOf(postgres.CampaignUser{UserID: u.UserID, Wave: u.Wave, Standing: u.Standing, Rotation: u.Rotation}), u.Begin, u.Offline}
 	}

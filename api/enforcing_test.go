@@ -183,6 +183,14 @@ func TestACampaignIsPlannedStartedApprovedByAnotherAndAborted(t *testing.T) {
 	if len(plan.Users) != 30 || !plan.NeedsApproval || plan.Users[0].Cause != "not_enrolled" {
 		t.Errorf("the plan is %+v", plan)
 	}
+	if plan.Frozen {
+		t.Error("the plan says that triggers are frozen")
+	}
+	into[api.Freeze](t, s.as("operator", http.MethodPut, "/freeze", nil), http.StatusOK)
+	if frozen := into[api.CampaignPlan](t, s.as("operator", http.MethodPost, "/campaigns/plan", campaignOfAll), http.StatusOK); !frozen.Frozen || frozen.Hash != plan.Hash {
+		t.Errorf("while triggers are frozen the plan is %+v", frozen)
+	}
+	into[struct{}](t, s.as("operator", http.MethodDelete, "/freeze", nil), http.StatusNoContent)
 	if lines := s.log("campaign.started", "accepted"); len(lines) != 0 {
 		t.Error("a plan started something")
 	}

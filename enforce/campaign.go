@@ -206,6 +206,8 @@ type CampaignPlan struct {
 	Parameters    campaign.Parameters
 	Hash          campaign.Hash
 	NeedsApproval bool
+	// Frozen says that all triggers are stopped: nobody would begin until that is lifted.
+	Frozen bool
 	// Users are in the order of their turns, and those who are excluded after them.
 	Users []PlannedUser
 	// Unmatched globs and NotThere users would have the start refused.
@@ -226,6 +228,9 @@ func (e *Enforcer) PlanCampaign(ctx context.Context, p campaign.Parameters) (pla
 		return plan, err
 	}
 	if plan.Hash, err = campaign.HashOf(p, meant.Users); err != nil {
+		return plan, err
+	}
+	if _, plan.Frozen, err = e.db.Frozen(ctx, false); err != nil {
 		return plan, err
 	}
 	for places := range slices.Chunk(campaign.Assign(plan.Hash, meant.Users, p.Waves), planBatch) {

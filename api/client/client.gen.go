@@ -589,6 +589,8 @@ type CampaignParametersKeyReason string
 
 // CampaignPlan defines model for CampaignPlan.
 type CampaignPlan struct {
+	// Frozen All triggers are stopped: nobody would begin until that is lifted
+	Frozen        bool   `json:"frozen"`
 	Hash          string `json:"hash"`
 	NeedsApproval bool   `json:"needs_approval"`
 

@@ -146,7 +146,7 @@ func campaignStart(r *remote) *cobra.Command {
 			if err := c.do(cmd.Context(), http.MethodPost, "/campaigns/plan", f.request, &plan); err != nil {
 				return err
 			}
-			return printPlan(cmd.OutOrStdout(), plan, f.wants)
+			return printPlan(cmd.OutOrStdout(), cmd.ErrOrStderr(), plan, f.wants)
 		}
 		key := f.idempotency
 		if key == "" {

@@ -127,9 +127,13 @@ func endText(p api.CampaignProgress) string {
 	return "about " + at(p.Likely) + "; " + between
 }
 
-func printPlan(out io.Writer, plan api.CampaignPlan, asJSON bool) error {
+// printPlan prints a plan; where a program reads it, what is to be said of the whole goes to people beside it.
+func printPlan(out, beside io.Writer, plan api.CampaignPlan, asJSON bool) error {
 	if asJSON {
-		return printLines(out, plan.Users)
+		if err := printLines(out, plan.Users); err != nil {
+			return err
+		}
+		return printPlanNotes(beside, plan)
 	}
 	table := newTable(out)
 	_, _ = fmt.Fprintln(table, "USER\tWAVE\tWOULD\tWHY NOT\tNEXT ACTION")
@@ -149,15 +153,25 @@ func printPlan(out io.Writer, plan api.CampaignPlan, asJSON bool) error {
 	}
 	_, _ = fmt.Fprintf(out, "\n%d users: %d get a rotation, %d have one that is followed, %d are released, %d are left out; %d are offline. Nothing was touched.\n",
 		len(plan.Users), would[campaign.BeginOpen], would[campaign.BeginJoin], would[campaign.BeginRelease], would[campaign.BeginLeave], offline)
-	for _, pattern := range plan.Unmatched {
-		_, _ = fmt.Fprintf(out, "Nobody matches %s: the start would be refused.\n", pattern)
-	}
-	for _, user := range plan.NotThere {
-		_, _ = fmt.Fprintf(out, "%s is not there: the start would be refused.\n", user)
-	}
-	if plan.NeedsApproval {
-		_, _ = fmt.Fprintln(out, "A second admin would have to approve it.")
+	if err := printPlanNotes(out, plan); err != nil {
+		return err
 	}
 	_, err := fmt.Fprintf(out, "hash %s\n", plan.Hash)
+	return err
+}
+
+func printPlanNotes(out io.Writer, plan api.CampaignPlan) (err error) {
+	for _, pattern := range plan.Unmatched {
+		_, err = fmt.Fprintf(out, "Nobody matches %s: the start would be refused.\n", pattern)
+	}
+	for _, user := range plan.NotThere {
+		_, err = fmt.Fprintf(out, "%s is not there: the start would be refused.\n", user)
+	}
+	if plan.Frozen {
+		_, err = fmt.Fprintln(out, "Triggers are frozen: nobody would begin until `keyherald thaw`.")
+	}
+	if plan.NeedsApproval {
+		_, err = fmt.Fprintln(out, "A second admin would have to approve it.")
+	}
 	return err
 }
