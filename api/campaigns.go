@@ -62,6 +62,8 @@ type CampaignProgress struct {
 	RateNow   int                `json:"rate_now"`
 	// Parameters is what else an approval is for; not in a stream.
 	Parameters *CampaignParameters `json:"parameters,omitempty"`
+	// Exclusions are what became of the devices that it excludes; not in a stream.
+	Exclusions []CampaignExclusion `json:"exclusions,omitempty"`
 	// The estimate of the end, of a running campaign alone. Likely is missing while too few are done to say.
 	Earliest *time.Time `json:"earliest_end,omitempty"`
 	Likely   *time.Time `json:"likely_end,omitempty"`
@@ -246,6 +248,8 @@ type PlannedUser struct {
 	CampaignUser
 	Would   campaign.Begin `json:"would"`
 	Offline bool           `json:"offline,omitempty"`
+	// Exclude are the devices of his that would get no key from the first wave on.
+	Exclude []CampaignExclusion `json:"exclude,omitempty"`
 }
 
 func planCampaign(c *call) (answer, error) {
@@ -259,7 +263,7 @@ func planCampaign(c *call) (answer, error) {
 	}
 	view := CampaignPlan{Hash: plan.Hash, NeedsApproval: plan.NeedsApproval, Frozen: plan.Frozen, Users: make([]PlannedUser, len(plan.Users)), Unmatched: plan.Unmatched, NotThere: plan.NotThere}
 	for i, u := range plan.Users {
-		view.Users[i] = PlannedUser{campaignUserOf(postgres.CampaignUser{UserID: u.UserID, Wave: u.Wave, Standing: u.Standing, Rotation: u.Rotation}), u.Begin, u.Offline}
+		view.Users[i] = PlannedUser{campaignUserOf(postgres.CampaignUser{UserID: u.UserID, Wave: u.Wave, Standing: u.Standing, Rotation: u.Rotation}), u.Begin, u.Offline, exclusionsOf(u.Exclude)}
 	}
 	return ok(view), nil
 }
@@ -273,8 +277,13 @@ func getCampaign(c *call) (answer, error) {
 		return answer{}, err
 	}
 	progress, err := c.deps.Enforcer.CampaignProgress(c.ctx, key)
+	if err != nil {
+		return answer{}, err
+	}
+	exclusions, err := c.deps.Enforcer.CampaignExclusions(c.ctx, progress.Campaign)
 	view, p := progressOf(progress), progress.Parameters
 	view.Parameters = &CampaignParameters{CampaignWho{p.Who.All, p.Who.Globs, p.Who.Users, p.Who.Except}, p.KMS, p.Path, p.KeyReason, p.Exclude}
+	view.Exclusions = exclusionsOf(exclusions)
 	a := ok(view)
 	a.header = map[string]string{"ETag": campaignTag(progress.Hash)}
 	return a, err

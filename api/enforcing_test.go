@@ -108,6 +108,9 @@ func TestWhoApprovesACampaignSeesAllThatTheApprovalIsFor(t *testing.T) {
 		"path":"keyherald/{user}","key_reason":"compromise","exclude":[{"user_id":"@alice:example.org","device_id":"STOLEN"}],"waves":[40,100],"pass_percent":90,"max_wait_seconds":5400,"max_waiting":7,
 		"max_failures":3,"rate":11,"max_latency_ms":1500,"reason":"a laptop was stolen","ticket":"SEC-1"}`), http.StatusCreated)
 	seen := into[api.CampaignProgress](t, s.as("auditor", http.MethodGet, "/campaigns/"+started.ID.String(), nil), http.StatusOK)
+	if x := seen.Exclusions; len(x) != 1 || x[0].UserID != "@alice:example.org" || x[0].DeviceID != "STOLEN" || x[0].ExcludedAt != nil || x[0].Reach != campaign.OutOfReach {
+		t.Errorf("it excludes %+v", x)
+	}
 	users := walk[api.CampaignUser](t, s, "auditor", "/campaigns/"+started.ID.String()+"/users", 1, nil)
 	wait, err := time.ParseDuration(seen.MaxWait)
 	check(t, err)

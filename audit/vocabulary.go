@@ -166,7 +166,7 @@ var vocabulary = []entry{
 		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo,
 		[]field{because(RefusedParameters, RefusedNobody, RefusedNotThere, RefusedOtherRequest, RefusedNoReason, RefusedReason), campaignKind, campaignHash, campaignUsers, reason,
 			of("ticket", aText, "the ticket that the admin named"), of("needs_approval", aFlag, "whether a second admin must approve it"), of("waves", aNumber, "how many waves it has"),
-			of("rate", aNumber, "how many users begin in a minute at most"), of("exclude", aNumber, "how many devices get no key from now on, of the users whose turn comes")}},
+			of("rate", aNumber, "how many users begin in a minute at most"), of("exclude", aNumber, "how many devices get no key from the first wave on")}},
 	{CampaignChanged, "A campaign was changed: its hash is another one, and what was approved before is void.",
 		people, []kindOfSubject{aCampaign, theCampaigns}, ofNone, yesNo, []field{because(RefusedUnknownCampaign, RefusedCampaignState, RefusedOtherHash, RefusedParameters), campaignHash,
 			of("needs_approval", aFlag, "whether a second admin must approve it"), of("rate", aNumber, "how many users begin in a minute at most")}},
@@ -192,7 +192,7 @@ var vocabulary = []entry{
 		append([]field{of("not_started", aNumber, "how many had not begun")}, waveFields...)},
 	{CampaignFinished, "The last wave of a campaign passed. Who is under way goes on until he is done.", []Role{Relay}, []kindOfSubject{aCampaign}, ofNone, []Outcome{Accepted}, waveFields},
 	{ExclusionSet, "A device of a user gets no key any more, by a push that is made from now on.",
-		people, []kindOfSubject{aDevice}, ofNone, yesNo, []field{because(RefusedNoUserID, RefusedUnknownDevice, RefusedAlreadySo)}},
+		[]Role{Relay, Admin, Operator}, []kindOfSubject{aDevice}, ofNone, yesNo, []field{because(RefusedNoUserID, RefusedUnknownDevice, RefusedAlreadySo), ofCampaign}},
 	{CancelQueued, "The word to a managed device that its attempt is cancelled was encrypted and is on its way.",
 		[]Role{Relay}, []kindOfSubject{aDevice}, ofRotation, yesNo, []field{unsentWord, attempt}},
 

@@ -3,7 +3,6 @@ package campaign
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +16,8 @@ const (
 	maxWaves = 20
 	maxRate  = 100_000
 	maxWait  = rotation.Timeout
+	// maxExclude bounds one transaction: they are excluded together.
+	maxExclude = 10_000
 )
 
 // Check says what is wrong with parameters and what to write, or nil.
@@ -45,6 +46,9 @@ func (p Parameters) Check() error {
 	case p.MaxLatency < 10*time.Millisecond || p.MaxLatency > time.Minute:
 		return fmt.Errorf("the homeserver may take %s for a message: write 10ms to 1m", p.MaxLatency)
 	}
+	if len(p.Exclude) > maxExclude {
+		return fmt.Errorf("%d devices are excluded: write %d at most", len(p.Exclude), maxExclude)
+	}
 	for _, d := range p.Exclude {
 		if _, _, err := d.UserID.Parse(); err != nil || d.DeviceID == "" {
 			return fmt.Errorf("%s/%s is no device of a user: write @alice:example.org/DEVICE", d.UserID, d.DeviceID)
@@ -70,15 +74,4 @@ const userInPath = "{user}"
 // PathOf is the path of a user's key; empty is where it was rotated last.
 func (p Parameters) PathOf(user id.UserID) string {
 	return strings.ReplaceAll(p.Path, userInPath, user.Localpart())
-}
-
-// ExcludedOf are the user's devices that the campaign excludes.
-func (p Parameters) ExcludedOf(user id.UserID) []id.DeviceID {
-	var devices []id.DeviceID
-	for _, d := range p.Exclude {
-		if d.UserID == user && !slices.Contains(devices, d.DeviceID) {
-			devices = append(devices, d.DeviceID)
-		}
-	}
-	return devices
 }

@@ -31,8 +31,8 @@ const maxIdempotencyKey = 255
 
 // StartCampaign starts a campaign: its users and their waves are fixed, and it runs, or waits for a second admin's approval
 // where the configuration asks for that. started is false where one with this idempotency key was started before. Refused
-// are (invalid) unusable parameters, globs that match nobody and users that are not on the roster, and (conflict) the key
-// of another request.
+// are (invalid) unusable parameters, globs that match nobody, users that are not on the roster and devices of others, and
+// (conflict) the key of another request.
 func (e *Enforcer) StartCampaign(ctx context.Context, request CampaignRequest, actor audit.Actor) (c postgres.Campaign, started bool, err error) {
 	event := audit.Event{Actor: actor, Action: audit.CampaignStarted, Subject: audit.OfCampaigns(), Outcome: audit.Accepted}
 	err = refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
@@ -171,7 +171,8 @@ func (e *Enforcer) choose(ctx context.Context, p campaign.Parameters) (meant cam
 	if err != nil {
 		return meant, err
 	}
-	return p.Who.Choose(from), nil
+	meant = p.Who.Choose(from)
+	return meant, checkExclusions(p, meant)
 }
 
 // some names the first of many.
@@ -199,6 +200,8 @@ type PlannedUser struct {
 	Offline bool
 	// Rotation is the one that would be followed or released.
 	Rotation uuid.UUID
+	// Exclude are the devices of his that would get no key from the first wave on, also where he is left out.
+	Exclude []postgres.Exclusion
 }
 
 // CampaignPlan is what a campaign would do if it were started now.
@@ -237,6 +240,9 @@ func (e *Enforcer) PlanCampaign(ctx context.Context, p campaign.Parameters) (pla
 		if err := e.plan(ctx, &plan, places); err != nil {
 			return plan, err
 		}
+	}
+	if err := e.planExclusions(ctx, &plan); err != nil {
+		return plan, err
 	}
 	for _, user := range meant.Excluded {
 		plan.Users = append(plan.Users, PlannedUser{UserID: user, Begin: campaign.BeginLeave, Standing: leftOut(campaign.CauseExcluded)})

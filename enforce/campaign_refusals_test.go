@@ -3,7 +3,6 @@ package enforce_test
 import (
 	"context"
 	"errors"
-	"slices"
 	"testing"
 	"time"
 
@@ -52,10 +51,13 @@ func TestWhatIsRefusedAtTheStart(t *testing.T) {
 		"a user who is not on the roster": func(p *campaign.Parameters) { p.Who = campaign.Who{Users: []id.UserID{user(0), "@eve:example.org"}} },
 		"an exception for nobody":         func(p *campaign.Parameters) { p.Who.Except = []string{"@usr000:*"} },
 		"everybody is excepted":           func(p *campaign.Parameters) { p.Who.Except = []string{"@*:*"} },
-		"waves that do not grow":          func(p *campaign.Parameters) { p.Waves = []int{10, 10, 100} },
-		"waves that do not reach all":     func(p *campaign.Parameters) { p.Waves = []int{10} },
-		"no reason":                       func(p *campaign.Parameters) { p.Reason = "" },
-		"a path without the user":         func(p *campaign.Parameters) { p.Path = "keyherald/key" },
+		"a device of somebody else": func(p *campaign.Parameters) {
+			p.Who.Except, p.Exclude = []string{string(user(2))}, []campaign.Device{{UserID: user(0), DeviceID: "LOST"}, {UserID: user(2), DeviceID: "OTHER"}}
+		},
+		"waves that do not grow":      func(p *campaign.Parameters) { p.Waves = []int{10, 10, 100} },
+		"waves that do not reach all": func(p *campaign.Parameters) { p.Waves = []int{10} },
+		"no reason":                   func(p *campaign.Parameters) { p.Reason = "" },
+		"a path without the user":     func(p *campaign.Parameters) { p.Path = "keyherald/key" },
 		"a release of what is not held": func(p *campaign.Parameters) {
 			*p = allHeld()
 		},
@@ -68,7 +70,7 @@ func TestWhatIsRefusedAtTheStart(t *testing.T) {
 			}
 		})
 	}
-	if told := c.told(t); told["campaign.started refused"] != 10 {
+	if told := c.told(t); told["campaign.started refused"] != 11 {
 		t.Errorf("the log has %v", told)
 	}
 }
@@ -114,26 +116,14 @@ func TestWhatTheStormLimitHoldsIsReleasedInWaves(t *testing.T) {
 	}
 }
 
-func TestExcludedDevicesGetNoKeyOnceTheirUsersTurnHasCome(t *testing.T) {
+func TestTheKeyAndTheDevicesHearWhatTheCampaignWasAskedFor(t *testing.T) {
 	t.Parallel()
 	c := newCompany(t, "never")
-	c.people(t, 2)
+	c.people(t, 1)
 	p := everybody()
-	p.Waves, p.Who, p.KeyReason = []int{100}, campaign.Who{Users: []id.UserID{user(0)}}, rotation.ReasonCompromise
-	p.Exclude = []campaign.Device{{UserID: user(0), DeviceID: "LOST"}, {UserID: user(1), DeviceID: "OTHER"}}
+	p.Waves, p.KeyReason = []int{100}, rotation.ReasonCompromise
 	started := c.start(t, p)
-	excluded := func() map[id.UserID][]id.DeviceID {
-		all, err := c.db.Excluded(t.Context(), []id.UserID{user(0), user(1)})
-		check(t, err)
-		return all
-	}
-	if all := excluded(); len(all) != 0 {
-		t.Errorf("before anybody's turn %v are excluded", all)
-	}
 	c.pass(t, 1)
-	if all := excluded(); len(all) != 1 || !slices.Equal(all[user(0)], []id.DeviceID{"LOST"}) {
-		t.Errorf("excluded are %v", all)
-	}
 	r := c.rotation(t, c.users(t, started.ID, campaign.Waiting)[0].Rotation)
 	if r.Reason != rotation.ReasonCompromise || r.Source != postgres.SourceCampaign || r.KMS.Path != "keyherald/user000/key" {
 		t.Errorf("the rotation is of %q, for %q, at %s", r.Source, r.Reason, r.KMS.Path)

@@ -227,6 +227,12 @@ func (e *Enforcer) startWave(ctx context.Context, c *postgres.Campaign, waves []
 		}
 		return e.pause(ctx, c, audit.CauseAltered, now)
 	}
+	if c.Wave == 0 {
+		// A stolen device gets no key from now on, whenever its user's turn comes and whatever becomes of him then.
+		if err := e.engine.ExcludeMany(ctx, c.Parameters.Exclude, c.ID); err != nil {
+			return err
+		}
+	}
 	c.Wave, c.WaveOpenedAt = c.Wave+1, time.Time{}
 	if err := e.db.StartWave(ctx, c.ID, c.Wave, now); err != nil {
 		return err
@@ -337,7 +343,7 @@ func (b *beginning) take(u postgres.CampaignUser, c postgres.CampaignCandidate) 
 		b.held = append(b.held, c.Rotation)
 	case campaign.BeginOpen:
 		p := b.c.Parameters
-		request := relay.RotateRequest{UserID: u.UserID, KMS: c.LastAt.KMS, Path: c.LastAt.Path, Exclude: p.ExcludedOf(u.UserID), Reason: p.KeyReason}
+		request := relay.RotateRequest{UserID: u.UserID, KMS: c.LastAt.KMS, Path: c.LastAt.Path, Reason: p.KeyReason}
 		if p.KMS != "" {
 			request.KMS, request.Path = p.KMS, p.PathOf(u.UserID)
 		}

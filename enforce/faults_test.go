@@ -79,7 +79,7 @@ func tryAct(t *testing.T, a act, recorder *faults.Recorder, fault faults.Fault) 
 	c.people(t, 12)
 	joined := c.change(t, user(0), "1")
 	request := enforce.CampaignRequest{Parameters: everybody(), IdempotencyKey: "once"}
-	request.Parameters.Waves, request.Parameters.Rate = []int{50, 100}, 5
+	request.Parameters.Waves, request.Parameters.Rate, request.Parameters.Exclude = []int{50, 100}, 5, lost(user(0), user(5))
 	var started postgres.Campaign
 	if a.name != "start" {
 		var err error
@@ -143,6 +143,9 @@ func (c *company) consistent(t *testing.T, started postgres.Campaign, aborted bo
 	count := func(action string) int { return told[action+" accepted"] }
 	if count("campaign.started") != 1 || count("rotation.asked") != asked || count("campaign.finished")+count("campaign.aborted") != 1 {
 		t.Errorf("the log tells of %d starts, %d rotations of %d, %d ends", count("campaign.started"), count("rotation.asked"), asked, count("campaign.finished")+count("campaign.aborted"))
+	}
+	if excluded := c.excluded(t, user(0), user(5)); len(excluded) != 2 || count("exclusion.set") != 2 {
+		t.Errorf("devices of %v are excluded, and the log tells of %d", excluded, count("exclusion.set"))
 	}
 	if aborted && p.Counts.Cancelled != count("rotation.cancelled") {
 		t.Errorf("%d are cancelled, and the log tells of %d", p.Counts.Cancelled, count("rotation.cancelled"))

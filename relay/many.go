@@ -7,14 +7,35 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/rotation"
 )
 
+// ExcludeMany keeps devices of several users from every push from now on, for a campaign and in the caller's transaction.
+// Those that were excluded before stay so, and are not told of again.
+func (e *Engine) ExcludeMany(ctx context.Context, devices []campaign.Device, of uuid.UUID) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	now := e.now()
+	fresh, err := e.db.ExcludeMany(ctx, devices, "campaign:"+of.String(), now)
+	if err != nil {
+		return err
+	}
+	events := make([]audit.Event, len(fresh))
+	for i, d := range fresh {
+		events[i] = audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.ExclusionSet, Subject: audit.OfDevice(d.UserID, d.DeviceID), Outcome: audit.Accepted,
+			Detail: audit.Detail{audit.ID("campaign", of)}}
+	}
+	return e.db.Append(ctx, events...)
+}
+
 // RotateMany opens rotations for a campaign, which the storm limit neither holds nor counts, whose keys the users' devices make, in the caller's transaction, which holds
-// the locks of their users (postgres.LockArrivals) and found none of theirs open. Each request names its KMS and path. It
-// returns the rotations' ids in the order of the requests.
+// the locks of their users (postgres.LockArrivals) and found none of theirs open. Each request names its KMS and path, and
+// excludes no device: a campaign does that before anybody's turn comes (ExcludeMany). It returns the rotations' ids in the
+// order of the requests.
 func (e *Engine) RotateMany(ctx context.Context, requests []RotateRequest, campaign uuid.UUID) ([]uuid.UUID, error) {
 	now, actor := e.now(), audit.ByRelay()
 	changes := make([]Change, len(requests))
@@ -25,19 +46,13 @@ func (e *Engine) RotateMany(ctx context.Context, requests []RotateRequest, campa
 			seconds := protocol.Seconds(request.OldBackupGrace.Seconds())
 			changes[i].OldBackupGrace = &seconds
 		}
-		if len(request.Exclude) == 0 {
-			continue
-		}
-		if err := e.db.Exclude(ctx, request.UserID, request.Exclude, "campaign:"+campaign.String(), now); err != nil {
-			return nil, err
-		}
 	}
 	opened, events, err := e.open(ctx, changes, now)
 	if err != nil {
 		return nil, err
 	}
 	for i, request := range requests {
-		detail := audit.Detail{audit.ID("campaign", campaign), audit.IDs("exclude", request.Exclude), audit.ID("kms", audit.KMSName(request.KMS)), audit.ID("path", audit.KMSPath(request.Path))}
+		detail := audit.Detail{audit.ID("campaign", campaign), audit.ID("kms", audit.KMSName(request.KMS)), audit.ID("path", audit.KMSPath(request.Path))}
 		if request.Reason != rotation.ReasonChanged {
 			detail = append(detail, audit.Word("reason", request.Reason))
 		}

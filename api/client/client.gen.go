@@ -20,6 +20,24 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for CampaignExclusionReach.
+const (
+	GotKey    CampaignExclusionReach = "got_key"
+	MayGetKey CampaignExclusionReach = "may_get_key"
+)
+
+// Valid indicates whether the value is a known member of the CampaignExclusionReach enum.
+func (e CampaignExclusionReach) Valid() bool {
+	switch e {
+	case GotKey:
+		return true
+	case MayGetKey:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CampaignKind.
 const (
 	Release CampaignKind = "release"
@@ -560,6 +578,27 @@ type CampaignDevice struct {
 	UserId UserID `json:"user_id"`
 }
 
+// CampaignExclusion A device that a campaign excludes, for all of its users when its first wave begins
+type CampaignExclusion struct {
+	DeviceId string `json:"device_id"`
+
+	// ExcludedAt Missing where it is not excluded yet, or not any more
+	ExcludedAt *time.Time `json:"excluded_at,omitempty"`
+	NextAction *string    `json:"next_action,omitempty"`
+
+	// Reach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
+	Reach *CampaignExclusionReach `json:"reach,omitempty"`
+
+	// Rotation That rotation
+	Rotation *openapi_types.UUID `json:"rotation,omitempty"`
+
+	// UserId A Matrix user id, such as @alice:example.org
+	UserId UserID `json:"user_id"`
+}
+
+// CampaignExclusionReach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
+type CampaignExclusionReach string
+
 // CampaignKind defines model for CampaignKind.
 type CampaignKind string
 
@@ -611,6 +650,9 @@ type CampaignProgress struct {
 	CreatedAt   time.Time           `json:"created_at"`
 	EarliestEnd *time.Time          `json:"earliest_end,omitempty"`
 	EndedAt     *time.Time          `json:"ended_at,omitempty"`
+
+	// Exclusions What became of the devices that it excludes; not in a stream
+	Exclusions *[]CampaignExclusion `json:"exclusions,omitempty"`
 
 	// Hash Of users and parameters; an approval is for it
 	Hash      string             `json:"hash"`
@@ -1000,6 +1042,9 @@ type NewestRotation struct {
 // PlannedUser defines model for PlannedUser.
 type PlannedUser struct {
 	Cause *string `json:"cause,omitempty"`
+
+	// Exclude His devices that would get no key from the first wave on, also where he is left out
+	Exclude *[]CampaignExclusion `json:"exclude,omitempty"`
 
 	// Joined The rotation was there before the campaign came to him
 	Joined     *bool             `json:"joined,omitempty"`

@@ -79,7 +79,7 @@ func (f *campaignFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&p.KMS, "kms", "", "the KMS where the keys are, as the device's account file names it; empty is where each was rotated last")
 	flags.StringVar(&p.Path, "path", "", "the path of the keys there; {user} is the localpart of the user's Matrix id")
 	flags.BoolVar(&f.compromise, "compromise", false, "the keys may be known to others: the devices are told, and an unsigned log holds nobody")
-	flags.StringArrayVar(&f.exclude, "exclude-device", nil, "a device (@alice:example.org/DEVICE) that gets no key from now on; may be repeated")
+	flags.StringArrayVar(&f.exclude, "exclude-device", nil, "a device (@alice:example.org/DEVICE) of one of these users that gets no key from the first wave on, whenever his turn comes; may be repeated")
 	flags.IntSliceVar(&p.Waves, "waves", nil, "percents of the users that have begun once each wave has (default 1,10,100)")
 	f.bounds.add(cmd)
 	flags.StringVar(&p.Reason, "reason", "", "why, for the audit log")

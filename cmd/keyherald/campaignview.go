@@ -77,15 +77,33 @@ func parameterLines(p api.CampaignProgress) (lines [][2]string) {
 			add("keys", "where each was rotated last")
 		}
 		add("devices hear", string(of.KeyReason))
-		for _, device := range of.Exclude {
-			add("no key for", device.UserID.String()+" "+device.DeviceID.String())
+	}
+	for _, x := range p.Exclusions {
+		since := "from the first wave on"
+		if x.ExcludedAt != nil {
+			since = "since " + when(*x.ExcludedAt)
+		} else if p.Wave > 0 {
+			since = "until that was lifted"
 		}
+		add("no key for", exclusionText(x, since))
 	}
 	add("waves", fmt.Sprintf("%v percent", p.Waves))
 	add("passes", fmt.Sprintf("at %d %% done, or after %s with at most %d %% waited for", p.PassPercent, p.MaxWait, p.MaxWaiting))
 	add("stops", fmt.Sprintf("above %d %% failed", p.MaxFailures))
 	add("rate", fmt.Sprintf("%d users a minute, fewer where the homeserver takes more than %s", p.Rate, p.MaxLatency))
 	return lines
+}
+
+// exclusionText names a device that is excluded, and says where it gets a key all the same.
+func exclusionText(x api.CampaignExclusion, since string) string {
+	text := fmt.Sprintf("%s %s, %s", x.UserID, x.DeviceID, since)
+	switch x.Reach {
+	case campaign.MayGetKey:
+		text += fmt.Sprintf("; but it may get that of rotation %s, which was triggered before. %s", x.Rotation, x.NextAction)
+	case campaign.GotKey:
+		text += fmt.Sprintf("; but it got that of rotation %s, which was triggered before. %s", x.Rotation, x.NextAction)
+	}
+	return text
 }
 
 func whoText(who api.CampaignWho) string {
@@ -153,6 +171,11 @@ func printPlan(out, beside io.Writer, plan api.CampaignPlan, asJSON bool) error 
 	}
 	_, _ = fmt.Fprintf(out, "\n%d users: %d get a rotation, %d have one that is followed, %d are released, %d are left out; %d are offline. Nothing was touched.\n",
 		len(plan.Users), would[campaign.BeginOpen], would[campaign.BeginJoin], would[campaign.BeginRelease], would[campaign.BeginLeave], offline)
+	for _, u := range plan.Users {
+		for _, x := range u.Exclude {
+			_, _ = fmt.Fprintf(out, "No key for %s.\n", plain(exclusionText(x, "from the first wave on")))
+		}
+	}
 	if err := printPlanNotes(out, plan); err != nil {
 		return err
 	}
