@@ -1,6 +1,8 @@
 package appservice
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -45,4 +47,50 @@ func TestTheStopwatchMeasuresMessagesAlone(t *testing.T) {
 			t.Error("it tells the same again")
 		}
 	})
+}
+
+// A homeserver that never answers is slow, and not unknown: what ran into the client's bound took as long, and more.
+func TestTheStopwatchCountsWhatIsNeverAnsweredAndNotWhatIsTakenBack(t *testing.T) {
+	arrived, end := make(chan struct{}, 3), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-end
+	}))
+	defer server.Close()
+	defer close(end)
+	s := &stopwatch{next: http.DefaultTransport}
+	ask := func(ctx context.Context, bound time.Duration) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPut, server.URL+"/_matrix/client/v3/sendToDevice/m.room.encrypted/1", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := (&http.Client{Timeout: bound, Transport: s}).Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		return err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-arrived; cancel() }()
+	if err := ask(ctx, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Fatalf("taken back it gave %v", err)
+	}
+	if mean, ok := s.news(); ok {
+		t.Errorf("what the caller took back was measured: %s", mean)
+	}
+	const bound = 100 * time.Millisecond
+	if err := ask(t.Context(), bound); err == nil {
+		t.Fatal("it was answered")
+	}
+	if mean, ok := s.news(); !ok || mean < bound {
+		t.Errorf("what is never answered took %s, %t", mean, ok)
+	}
+	within, done := context.WithTimeout(t.Context(), bound)
+	defer done()
+	if err := ask(within, time.Minute); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("with the caller's bound it gave %v", err)
+	}
+	if mean, ok := s.news(); !ok || mean < bound {
+		t.Errorf("with the caller's bound it took %s, %t", mean, ok)
+	}
 }

@@ -96,6 +96,23 @@ func Judge(p Parameters, wave, all Counts, opened time.Duration) Verdict {
 	return Pause
 }
 
+// Homeserver is what is known of how long the homeserver takes for messages.
+type Homeserver struct {
+	// Measured is the mean of late; zero where nothing was measured.
+	Measured time.Duration
+	// Untried is for how long the oldest message waits that was never sent, and Unsent the oldest that has no answer; zero for none.
+	Untried, Unsent time.Duration
+}
+
+// Latency is how long a message takes. One that was never sent waits behind what the homeserver does not take, so its time
+// counts beside what was measured. One that was sent in vain may be at fault itself, and counts where nothing was measured.
+func (h Homeserver) Latency() time.Duration {
+	if h.Measured == 0 {
+		return max(h.Untried, h.Unsent, 0)
+	}
+	return max(h.Measured, h.Untried)
+}
+
 // Slowed is how many users may begin in a minute while the homeserver takes so long for a message; zero is not known.
 func Slowed(p Parameters, latency time.Duration) int {
 	if latency <= p.MaxLatency {

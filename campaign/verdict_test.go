@@ -123,6 +123,28 @@ func TestTheRateIsNeverExceeded(t *testing.T) {
 	})
 }
 
+func TestHowLongTheHomeserverTakes(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		of   Homeserver
+		want time.Duration
+	}{
+		{"nothing was measured, and nothing waits", Homeserver{}, 0},
+		{"it was measured", Homeserver{Measured: time.Second}, time.Second},
+		{"a message waits its turn for longer", Homeserver{Measured: time.Second, Untried: time.Minute, Unsent: time.Minute}, time.Minute},
+		{"a message waits its turn for less", Homeserver{Measured: time.Second, Untried: time.Millisecond, Unsent: time.Millisecond}, time.Second},
+		{"one message fails again and again, and others do not", Homeserver{Measured: time.Second, Unsent: time.Hour}, time.Second},
+		{"nothing was measured, and a message fails again and again", Homeserver{Untried: time.Second, Unsent: time.Hour}, time.Hour},
+		{"another clock is behind", Homeserver{Untried: -time.Second, Unsent: -time.Second}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := test.of.Latency(); got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
 func TestASlowHomeserverSlowsTheCampaign(t *testing.T) {
 	p := Parameters{Rate: 120, MaxLatency: time.Second}
 	for _, test := range []struct {

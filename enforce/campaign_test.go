@@ -77,6 +77,37 @@ func TestNoMoreBeginThanTheRateAllows(t *testing.T) {
 	}
 }
 
+// A homeserver that takes nothing has campaigns slow down by what waits for it, also while nothing is measured.
+func TestAHomeserverThatNeverAnswersSlowsACampaign(t *testing.T) {
+	t.Parallel()
+	c := newCompany(t, "never")
+	ctx := t.Context()
+	c.people(t, 5)
+	started := c.start(t, everybody())
+	queue := func(key string, age time.Duration, tries int) {
+		t.Helper()
+		_, err := c.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request, tries)
+			VALUES ($1, 'bot', $1, '@a:b', 'D', 't', '', $2, $1, $3)`, key, c.clock.Now().Add(-age).UnixMilli(), tries)
+		check(t, err)
+	}
+	rate := func(want int, when string) {
+		t.Helper()
+		if got := c.progress(t, started.ID).RateNow; got != want {
+			t.Errorf("%s %d begin in a minute, want %d", when, got, want)
+		}
+	}
+	rate(60, "with nothing that waits")
+	queue("one", time.Minute, 1)
+	rate(1, "with nothing measured and a message that has waited for a minute")
+	check(t, c.db.PutLatency(ctx, 100*time.Millisecond, c.clock.Now()))
+	rate(60, "while others are answered")
+	queue("two", 9*time.Second, 0)
+	rate(6, "while a message waits its turn for nine seconds")
+	_, err := c.db.Exec(ctx, `UPDATE todevice_outbox SET state = 'sent'`)
+	check(t, err)
+	rate(60, "when all are sent")
+}
+
 func TestThoseWhoCannotBeRotatedAreLeftOutWithTheReason(t *testing.T) {
 	t.Parallel()
 	c := newCompany(t, "never")

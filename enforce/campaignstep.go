@@ -242,8 +242,13 @@ func (e *Enforcer) startWave(ctx context.Context, c *postgres.Campaign, waves []
 
 // rate is how many users may begin in a minute now.
 func (e *Enforcer) rate(ctx context.Context, p campaign.Parameters, now time.Time) (int, error) {
-	latency, _, err := e.db.Latency(ctx, now.Add(-latencyLife))
-	return campaign.Slowed(p, latency), err
+	var homeserver campaign.Homeserver
+	var err error
+	if homeserver.Measured, _, err = e.db.Latency(ctx, now.Add(-latencyLife)); err != nil {
+		return 0, err
+	}
+	homeserver.Untried, homeserver.Unsent, err = e.db.Unsent(ctx, now)
+	return campaign.Slowed(p, homeserver.Latency()), err
 }
 
 // begin comes to as many users of the wave as the rate allows, up to a batch.

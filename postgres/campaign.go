@@ -260,6 +260,18 @@ func (db *DB) Latency(ctx context.Context, since time.Time) (mean time.Duration,
 	return time.Duration(us) * time.Microsecond, true, nil
 }
 
+// Unsent is for how long the bot's oldest messages wait by now: that of those that were never sent, and that of all that the
+// homeserver has not answered for good; zero for none.
+func (db *DB) Unsent(ctx context.Context, now time.Time) (untried, unsent time.Duration, err error) {
+	var first, all int64
+	err = db.QueryRow(ctx, `SELECT COALESCE($1 - MIN(created_at) FILTER (WHERE tries = 0), 0), COALESCE($1 - MIN(created_at), 0) FROM todevice_outbox
+		WHERE account_id = 'bot' AND state = 'pending'`, now.UnixMilli()).Scan(&first, &all)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading what waits in the outbox: %w", err)
+	}
+	return time.Duration(first) * time.Millisecond, time.Duration(all) * time.Millisecond, nil
+}
+
 // PutLatency keeps it.
 func (db *DB) PutLatency(ctx context.Context, mean time.Duration, at time.Time) error {
 	_, err := db.Exec(ctx, `INSERT INTO homeserver_latency (singleton, mean_us, measured_at) VALUES (1, $1, $2)
