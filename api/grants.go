@@ -19,6 +19,12 @@ type Grant struct {
 	State postgres.GrantState `json:"state"`
 }
 
+// CreatedGrant is a grant that was made, with what may be a mistake in it.
+type CreatedGrant struct {
+	Grant
+	Warnings []string `json:"warnings,omitempty"`
+}
+
 func (c *call) grantOf(g postgres.Grant) Grant { return Grant{g, g.State(c.deps.Now())} }
 
 // GrantRequest asks for a grant.
@@ -51,8 +57,8 @@ func createGrant(c *call) (answer, error) {
 	if err := c.into(&asked); err != nil {
 		return answer{}, err
 	}
-	grant, err := c.deps.Engine.NewGrant(c.ctx, relay.GrantRequest{Users: asked.Users, Proof: asked.Proof, Max: asked.Max, Life: seconds(asked.TTL)}, c.caller.actor)
-	return created(c.grantOf(grant)), err
+	grant, warnings, err := c.deps.Engine.NewGrant(c.ctx, relay.GrantRequest{Users: asked.Users, Proof: asked.Proof, Max: asked.Max, Life: seconds(asked.TTL)}, c.caller.actor)
+	return created(CreatedGrant{c.grantOf(grant), warnings}), err
 }
 
 // seconds is a span that somebody wrote; the engine has the bounds, and this keeps it from overflowing.

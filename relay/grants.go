@@ -39,12 +39,16 @@ type GrantRequest struct {
 }
 
 // NewGrant makes a grant: until it ends, the first managed device of a user whose id its pattern matches enrolls by a proof
-// instead of a code.
-func (e *Engine) NewGrant(ctx context.Context, request GrantRequest, actor audit.Actor) (postgres.Grant, error) {
-	var grant postgres.Grant
+// instead of a code. The warnings are for whoever asked: where there is a roster and the pattern matches nobody of it, nobody
+// can enroll until he is added.
+func (e *Engine) NewGrant(ctx context.Context, request GrantRequest, actor audit.Actor) (grant postgres.Grant, warnings []string, err error) {
 	event := audit.Event{Actor: actor, Action: audit.GrantCreated, Subject: audit.OfGrants(), Outcome: audit.Accepted}
-	err := refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
+	err = refusal.Asked(ctx, e.db, e.now, &event, func(ctx context.Context) error {
 		if err := e.checkGrant(request); err != nil {
+			return err
+		}
+		var err error
+		if warnings, err = e.warnOf(ctx, request); err != nil {
 			return err
 		}
 		key, err := uuid.NewV7()
@@ -60,7 +64,17 @@ func (e *Engine) NewGrant(ctx context.Context, request GrantRequest, actor audit
 			audit.Number("max", grant.Max), audit.Time("expires_at", grant.ExpiresAt)}
 		return e.db.Append(ctx, event)
 	})
-	return grant, err
+	return grant, warnings, err
+}
+
+// warnOf says what may be a mistake in a grant that can be made: a pattern may be for users who are added to the roster later.
+func (e *Engine) warnOf(ctx context.Context, request GrantRequest) ([]string, error) {
+	roster, err := e.db.RosterUserIDs(ctx)
+	matched := slices.ContainsFunc(roster, func(user id.UserID) bool { return glob.Match(request.Users, user.String()) })
+	if err != nil || len(roster) == 0 || matched {
+		return nil, err
+	}
+	return []string{"nobody of the roster matches " + request.Users + ": nobody enrolls by this grant until somebody is added who does (keyherald roster add)"}, nil
 }
 
 func (e *Engine) checkGrant(request GrantRequest) error {

@@ -164,6 +164,30 @@ func (e CampaignUserState) Valid() bool {
 	}
 }
 
+// Defines values for CreatedGrantState.
+const (
+	CreatedGrantStateExpired CreatedGrantState = "expired"
+	CreatedGrantStateOpen    CreatedGrantState = "open"
+	CreatedGrantStateRevoked CreatedGrantState = "revoked"
+	CreatedGrantStateUsedUp  CreatedGrantState = "used_up"
+)
+
+// Valid indicates whether the value is a known member of the CreatedGrantState enum.
+func (e CreatedGrantState) Valid() bool {
+	switch e {
+	case CreatedGrantStateExpired:
+		return true
+	case CreatedGrantStateOpen:
+		return true
+	case CreatedGrantStateRevoked:
+		return true
+	case CreatedGrantStateUsedUp:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for DeviceState.
 const (
 	DeviceStateEnrolled        DeviceState = "enrolled"
@@ -800,6 +824,27 @@ type Compliance struct {
 
 // Counts defines model for Counts.
 type Counts map[string]int
+
+// CreatedGrant defines model for CreatedGrant.
+type CreatedGrant struct {
+	CreatedAt time.Time          `json:"created_at"`
+	CreatedBy string             `json:"created_by"`
+	ExpiresAt time.Time          `json:"expires_at"`
+	Id        openapi_types.UUID `json:"id"`
+	Max       int                `json:"max"`
+	Proof     string             `json:"proof"`
+	RevokedAt *time.Time         `json:"revoked_at,omitempty"`
+	RevokedBy *string            `json:"revoked_by,omitempty"`
+	State     CreatedGrantState  `json:"state"`
+	Used      int                `json:"used"`
+	Users     string             `json:"users"`
+
+	// Warnings What may be a mistake: a pattern that matches nobody of the roster, where there is one
+	Warnings *[]string `json:"warnings,omitempty"`
+}
+
+// CreatedGrantState defines model for CreatedGrant.State.
+type CreatedGrantState string
 
 // Delivery defines model for Delivery.
 type Delivery struct {
@@ -9999,7 +10044,7 @@ type CreateGrantResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON201 the response for an HTTP 201 `application/json` response
-	JSON201 *Grant
+	JSON201 *CreatedGrant
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
 	// HeadersDefault the parsed response headers for an HTTP default response
@@ -10007,7 +10052,7 @@ type CreateGrantResponse struct {
 }
 
 // GetJSON201 returns the response for an HTTP 201 `application/json` response
-func (r CreateGrantResponse) GetJSON201() *Grant {
+func (r CreateGrantResponse) GetJSON201() *CreatedGrant {
 	return r.JSON201
 }
 
@@ -14629,7 +14674,7 @@ func ParseCreateGrantResponse(rsp *http.Response) (*CreateGrantResponse, error) 
 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
-		var dest Grant
+		var dest CreatedGrant
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

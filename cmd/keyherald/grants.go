@@ -23,9 +23,12 @@ func grantCommand(r *remote) *cobra.Command {
 				return err
 			}
 			request.TTL = int64(life / time.Second)
-			var grant api.Grant
+			var grant api.CreatedGrant
 			if err := c.do(cmd.Context(), http.MethodPost, "/grants", request, &grant); err != nil {
 				return err
+			}
+			for _, warning := range grant.Warnings {
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "Warning: %s\n", plain(warning))
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\nUp to %d users of %s may enroll their first device by %s until %s.\n", grant.ID, grant.Max, grant.Users, grant.Proof, when(grant.ExpiresAt))
 			return err

@@ -248,7 +248,7 @@ func TestNobodyMakesAGrantThatMakesNoSense(t *testing.T) {
 	} {
 		request := good
 		change(&request)
-		if _, err := w.engine.NewGrant(t.Context(), request, keyheraldtest.Admin()); err == nil {
+		if _, _, err := w.engine.NewGrant(t.Context(), request, keyheraldtest.Admin()); err == nil {
 			t.Errorf("%s: it was made", name)
 		}
 	}

@@ -79,7 +79,7 @@ func (w *granted) person(t *testing.T) id.UserID {
 
 func (w *granted) grant(t *testing.T, proof, users string, most int, life time.Duration) postgres.Grant {
 	t.Helper()
-	grant, err := w.engine.NewGrant(t.Context(), relay.GrantRequest{Users: users, Proof: proof, Max: most, Life: life}, keyheraldtest.Admin())
+	grant, _, err := w.engine.NewGrant(t.Context(), relay.GrantRequest{Users: users, Proof: proof, Max: most, Life: life}, keyheraldtest.Admin())
 	check(t, err)
 	return grant
 }
