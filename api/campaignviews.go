@@ -4,11 +4,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"maunium.net/go/mautrix/id"
+
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/postgres"
 	"github.com/keyherald/keyherald/rotation"
-	"maunium.net/go/mautrix/id"
 )
 
 // Campaign is a campaign. Times are missing where there is none yet.
