@@ -4,12 +4,13 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
-	"maunium.net/go/mautrix/id"
 )
 
 type postgresUser = postgres.CampaignUser
