@@ -85,6 +85,11 @@ func asked(c *postgres.Campaign, who audit.Actor) bool {
 	return who.Identity() == c.StartedKey || who.Identity() == c.AskedKey || who.String() == c.StartedBy || who.String() == c.AskedBy
 }
 
+// approved reports whether what a campaign begins now needs no approval, or has one that is still good.
+func approved(c *postgres.Campaign, now time.Time) bool {
+	return !c.NeedsApproval || now.Sub(c.ApprovedAt) <= campaign.ApprovalLife
+}
+
 // run lets a campaign begin users, from now on: what it was paused for does not count as waiting.
 func run(c *postgres.Campaign, now time.Time) {
 	c.State, c.StateCause, c.CreditAt = campaign.Running, "", now
@@ -190,7 +195,7 @@ func (e *Enforcer) ResumeCampaign(ctx context.Context, key uuid.UUID, actor audi
 		switch {
 		case c.State != campaign.Paused:
 			return notIn(c, "resumed")
-		case c.NeedsApproval && event.Time.Sub(c.ApprovedAt) > campaign.ApprovalLife:
+		case !approved(c, event.Time):
 			return refusal.New(refusal.Conflict, audit.RefusedApprovalExpired, "the approval of campaign %s is void or older than %s: have it approved anew (keyherald campaign approve), then resume it", c.ID, campaign.ApprovalLife)
 		}
 		run(c, event.Time)

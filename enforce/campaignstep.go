@@ -138,10 +138,8 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 		return false, err
 	}
 	now := e.now()
-	// What begins under an approval may go on; what begins now needs one that is still good.
-	approved := !c.NeedsApproval || now.Sub(c.ApprovedAt) <= campaign.ApprovalLife
 	if c.Wave == 0 {
-		if !approved {
+		if !approved(c, now) {
 			return false, e.pause(ctx, c, audit.CauseApprovalExpired, now)
 		}
 		return true, e.startWave(ctx, c, waves)
@@ -166,7 +164,7 @@ func (e *Enforcer) advance(ctx context.Context, c *postgres.Campaign) (again boo
 		}
 		return false, e.pause(ctx, c, why, now, told(c.Wave, wave)...)
 	case campaign.Pass:
-		if !approved && c.Wave < len(waves) {
+		if c.Wave < len(waves) && !approved(c, now) { // the wave that is under way may go on
 			return false, e.pause(ctx, c, audit.CauseApprovalExpired, now, told(c.Wave, wave)...)
 		}
 		return e.passWave(ctx, c, waves, now)
