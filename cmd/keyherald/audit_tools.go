@@ -62,12 +62,13 @@ func (c config) newReader(read, write *postgres.DB) (*reader.Reader, error) {
 	for _, s := range c.Audit.Sinks {
 		sinks = append(sinks, s.forReader())
 	}
-	return reader.New(reader.Config{Read: read, Write: write, Name: c.Audit.Name, Sinks: sinks, SealInterval: c.Audit.Interval, Keys: func() (checkpoint.Keys, error) {
-		if !c.Audit.on() {
-			return checkpoint.Keys{}, reader.ErrUnsigned
+	of := reader.Config{Read: read, Write: write, Name: c.Audit.Name, Sinks: sinks, SealInterval: c.Audit.Interval}
+	if c.Audit.on() {
+		of.Keys = func() (checkpoint.Keys, error) {
+			return checkpoint.LoadVerifierKeys(c.Audit.Name, c.Audit.SigningKeyFiles...)
 		}
-		return checkpoint.LoadVerifierKeys(c.Audit.Name, c.Audit.SigningKeyFiles...)
-	}})
+	}
+	return reader.New(of)
 }
 
 // exitError ends the program with a code of its own.

@@ -118,9 +118,14 @@ func (c *client) doOnce(ctx context.Context, key, method, path string, in, out a
 		}
 		sent = body{"application/json", encoded}
 	}
+	return repeated(ctx, func() (again bool, err error) { return c.try(ctx, key, method, path, sent, out) })
+}
+
+// repeated makes a call until it is answered, or as often as is worth it.
+func repeated(ctx context.Context, call func() (again bool, err error)) error {
 	pause := tryAgain
 	for try := 1; ; try++ {
-		again, err := c.try(ctx, key, method, path, sent, out)
+		again, err := call()
 		if err == nil || !again || try == maxTries {
 			return err
 		}
@@ -186,20 +191,12 @@ func (c *client) try(ctx context.Context, key, method, path string, sent body, o
 
 // fetch reads what a route puts out into to, and returns the answer's header. kind is the media type that is asked for, if not any.
 // What did not come whole is an error, and is not asked for again: to may have a part of it.
-func (c *client) fetch(ctx context.Context, path, kind string, to io.Writer) (http.Header, error) {
-	pause := tryAgain
-	for try := 1; ; try++ {
-		header, again, err := c.tryFetch(ctx, path, kind, to)
-		if err == nil || !again || try == maxTries {
-			return header, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(err, ctx.Err())
-		case <-time.After(pause):
-			pause *= 2
-		}
-	}
+func (c *client) fetch(ctx context.Context, path, kind string, to io.Writer) (header http.Header, err error) {
+	err = repeated(ctx, func() (again bool, err error) {
+		header, again, err = c.tryFetch(ctx, path, kind, to)
+		return again, err
+	})
+	return header, err
 }
 
 func (c *client) tryFetch(ctx context.Context, path, kind string, to io.Writer) (header http.Header, again bool, err error) {
