@@ -12,7 +12,6 @@ import (
 	"github.com/keyherald/keyherald/audit"
 	"github.com/keyherald/keyherald/audit/reader"
 	"github.com/keyherald/keyherald/audit/report"
-	"github.com/keyherald/keyherald/internal/period"
 )
 
 const (
@@ -40,11 +39,7 @@ var kindOf = map[audit.Format]string{audit.FormatJSONLines: "application/jsonl",
 func exportLog(c *call) *Problem {
 	q := c.query()
 	e := reader.Export{Format: audit.Format(q.text("format"))}
-	since, until := q.text("since"), q.text("until")
-	var err error
-	if e.Since, e.Until, err = period.Between(since, until, c.deps.Now()); err != nil {
-		q.fail("since", err.Error())
-	}
+	e.Since, e.Until = q.period(c.deps.Now())
 	if err := q.end(); err != nil {
 		return c.problemOf(err)
 	}
@@ -66,12 +61,8 @@ func exportLog(c *call) *Problem {
 // getReport is the report of a period: a page, or with Accept: text/csv its rotations.
 func getReport(c *call) *Problem {
 	q := c.query()
-	since, until := q.text("since"), q.text("until")
 	var span report.Period
-	var err error
-	if span.From, span.To, err = period.Between(since, until, c.deps.Now()); err != nil {
-		q.fail("since", err.Error())
-	}
+	span.From, span.To = q.period(c.deps.Now())
 	for _, name := range []string{"since", "until"} {
 		if q.values.Get(name) == "" {
 			q.fail(name, "a report is of a period: write its first and its last day")

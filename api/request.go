@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	strict "github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/internal/period"
 	"github.com/keyherald/keyherald/internal/strictjson"
 )
 
@@ -164,6 +166,16 @@ func (q *query) number(name string) int64 {
 		q.fail(name, "write a number from 0 on")
 	}
 	return n
+}
+
+// period is what since and until ask for; a zero time is no bound.
+func (q *query) period(now time.Time) (since, until time.Time) {
+	from, to := q.text("since"), q.text("until")
+	since, until, err := period.Between(from, to, now)
+	if err != nil {
+		q.fail("since", err.Error())
+	}
+	return since, until
 }
 
 func (q *query) user(name string) id.UserID {
