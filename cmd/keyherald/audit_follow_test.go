@@ -1,13 +1,9 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -109,32 +105,10 @@ func TestFollowIsKilledAndMissesNothing(t *testing.T) {
 	r := newRoom(t)
 	ctx := t.Context()
 	const events = 6000
-	var appending sync.WaitGroup
-	appending.Go(func() {
-		for range events / 100 {
-			var some []audit.Event
-			for range 100 {
-				some = append(some, leaseTaken())
-			}
-			if err := errors.Join(r.Writer.Append(ctx, some...), seal(ctx, r)); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	program, err := os.Executable()
-	check(t, err)
+	appending := r.grow(t, events)
 	next, kills, repeated := 0, 0, 0
 	for next < events {
-		cmd := exec.CommandContext(ctx, program, "-c", r.path("config.yaml"), "audit", "follow", "--state", r.path("state"), "--interval", "10ms")
-		cmd.Env = append(os.Environ(), runAsProgram+"=1")
-		var said bytes.Buffer
-		cmd.Stderr = &said
-		out, err := cmd.StdoutPipe()
-		check(t, err)
-		check(t, cmd.Start())
-		scanner := bufio.NewScanner(out)
-		scanner.Buffer(nil, 1<<20)
+		cmd, scanner, said := startProgram(ctx, t, "-c", r.path("config.yaml"), "audit", "follow", "--state", r.path("state"), "--interval", "10ms")
 		killed := false
 		for n := 0; scanner.Scan(); n++ {
 			if killed && !json.Valid(scanner.Bytes()) {
@@ -158,7 +132,7 @@ func TestFollowIsKilledAndMissesNothing(t *testing.T) {
 		}
 		_ = cmd.Wait()
 		if next < events && said.Len() > 0 {
-			t.Fatalf("it says %s", &said)
+			t.Fatalf("it says %s", said)
 		}
 	}
 	appending.Wait()
@@ -218,19 +192,12 @@ func TestFollowWaitsForADatabaseThatDoesNotAnswer(t *testing.T) {
 	r.Seal(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	program, err := os.Executable()
-	check(t, err)
-	cmd := exec.CommandContext(ctx, program, "-c", r.path("config.yaml"), "audit", "follow", "--interval", "10ms")
-	cmd.Env = append(os.Environ(), runAsProgram+"=1")
-	out, err := cmd.StdoutPipe()
-	check(t, err)
-	check(t, cmd.Start())
-	scanner := bufio.NewScanner(out)
+	cmd, scanner, _ := startProgram(ctx, t, "-c", r.path("config.yaml"), "audit", "follow", "--interval", "10ms")
 	if !scanner.Scan() {
 		t.Fatal("it prints nothing")
 	}
 	// Whoever is connected is thrown out, and comes again.
-	_, err = r.Super.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	_, err := r.Super.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	check(t, err)
 	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
 		return r.Writer.Append(ctx, event(audit.ByRelay(), audit.LeaseTaken, audit.OfUser("@after:example.org"), audit.Accepted, audit.Number("epoch", 1)))

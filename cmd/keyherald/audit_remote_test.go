@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -265,14 +263,7 @@ func TestAStreamThatIsOpenEndsWhereItsLastLeafBecomesAnother(t *testing.T) {
 	follow := r.remotely(t, "-c", r.path("config.yaml"), "audit", "follow", "--interval", "10ms")
 	r.Append(t, 3)
 	r.Seal(t)
-	program, err := os.Executable()
-	check(t, err)
-	cmd := exec.CommandContext(t.Context(), program, follow...)
-	cmd.Env = append(os.Environ(), runAsProgram+"=1")
-	out, err := cmd.StdoutPipe()
-	check(t, err)
-	check(t, cmd.Start())
-	scanner := bufio.NewScanner(out)
+	cmd, scanner, _ := startProgram(t.Context(), t, follow...)
 	for last := r.Count(t, `SELECT MAX(leaf_index)::int FROM audit_leaf`); scanner.Scan(); {
 		if indexes(t, scanner.Text())[0] == last {
 			break
@@ -295,30 +286,10 @@ func TestFollowByTheAPIMissesNothing(t *testing.T) {
 	ctx := t.Context()
 	args := r.remotely(t, "-c", r.path("config.yaml"), "audit", "follow", "--state", r.path("state"), "--interval", "10ms")
 	const events = 3000
-	var appending sync.WaitGroup
-	appending.Go(func() {
-		for range events / 100 {
-			var some []audit.Event
-			for range 100 {
-				some = append(some, leaseTaken())
-			}
-			if err := errors.Join(r.Writer.Append(ctx, some...), seal(ctx, r)); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	program, err := os.Executable()
-	check(t, err)
+	appending := r.grow(t, events)
 	next, cuts := 0, 0
 	for next < events {
-		cmd := exec.CommandContext(ctx, program, args...)
-		cmd.Env = append(os.Environ(), runAsProgram+"=1")
-		out, err := cmd.StdoutPipe()
-		check(t, err)
-		check(t, cmd.Start())
-		scanner := bufio.NewScanner(out)
-		scanner.Buffer(nil, 1<<20)
+		cmd, scanner, _ := startProgram(ctx, t, args...)
 		killed := false
 		for n := 0; scanner.Scan() && (!killed || json.Valid(scanner.Bytes())); n++ {
 			got := indexes(t, scanner.Text())[0]

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +33,21 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(keyheraldtest.RunWithPostgres(&cluster, m.Run))
+}
+
+// startProgram runs the program itself, and reads what it prints line by line; said is what it says beside that.
+func startProgram(ctx context.Context, t *testing.T, args ...string) (cmd *exec.Cmd, out *bufio.Scanner, said *bytes.Buffer) {
+	t.Helper()
+	program, err := os.Executable()
+	check(t, err)
+	cmd, said = exec.CommandContext(ctx, program, args...), new(bytes.Buffer)
+	cmd.Env, cmd.Stderr = append(os.Environ(), runAsProgram+"=1"), said
+	stdout, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	out = bufio.NewScanner(stdout)
+	out.Buffer(nil, 1<<20)
+	return cmd, out, said
 }
 
 func check(t *testing.T, err error) {
@@ -89,6 +108,26 @@ func (r *room) read(t *testing.T, name string) string {
 	raw, err := os.ReadFile(r.path(name))
 	check(t, err)
 	return string(raw)
+}
+
+// grow appends events and seals them, a hundred at once, until there are so many.
+func (r *room) grow(t *testing.T, events int) *sync.WaitGroup {
+	t.Helper()
+	ctx := t.Context()
+	appending := new(sync.WaitGroup)
+	appending.Go(func() {
+		for range events / 100 {
+			var some []audit.Event
+			for range 100 {
+				some = append(some, leaseTaken())
+			}
+			if err := errors.Join(r.Writer.Append(ctx, some...), seal(ctx, r)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return appending
 }
 
 // run runs a command of `keyherald audit`.
