@@ -38,18 +38,26 @@ func (a *Account) askToEnroll(ctx context.Context, bot id.UserID, masterKey id.E
 		return errors.New("the device is not cross-signed: verify it first")
 	}
 	p := pin{BotUserID: bot, BotMasterKey: masterKey, OwnMasterKey: own.MasterKey}
-	request, err := a.request(ctx, p, own.MasterKey)
-	if err != nil {
-		return err
+	for {
+		request, err := a.request(ctx, p, own.MasterKey)
+		if err != nil {
+			return err
+		}
+		if err := because(&request); err != nil {
+			return err
+		}
+		if err := a.send(ctx, p, request, nil); err != nil {
+			return err
+		}
+		if err := a.awaitAnswer(ctx, false); !errors.Is(err, errUnread) {
+			return err
+		}
+		a.log.Warn().Msg("The server could not read the request: it is sent again")
 	}
-	if err := because(&request); err != nil {
-		return err
-	}
-	if err := a.send(ctx, p, request, nil); err != nil {
-		return err
-	}
-	return a.awaitAnswer(ctx, false)
 }
+
+// errUnread ends the wait for an answer that may never come: one side could not read what the other sent.
+var errUnread = errors.New("a message could not be read")
 
 // request is one that says who the device is, and not yet why it should be enrolled.
 func (a *Account) request(ctx context.Context, p pin, userMasterKey id.Ed25519) (protocol.EnrollRequest, error) {
@@ -80,8 +88,9 @@ func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollReques
 		if err := a.setPin(ctx, p); err != nil {
 			return err
 		}
-		key := fmt.Sprintf("enroll/%d", a.now().UnixNano())
-		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeEnrollRequest.Type, Content: request}, claims)
+		// A code, or the proof for a grant, is nothing to keep in clear: then it is askToEnroll that asks again.
+		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: fmt.Sprintf("enroll/%d", a.now().UnixNano()), To: bot, Type: protocol.TypeEnrollRequest.Type,
+			Content: request, Again: request.Again}, claims)
 	})
 }
 
@@ -98,6 +107,9 @@ func (a *Account) awaitAnswer(ctx context.Context, again bool) error {
 		if err := a.endpoint.Process(ctx, waiter); err != nil {
 			return err
 		}
+		if waiter.answer == nil && waiter.unread {
+			return errUnread
+		}
 	}
 	if !waiter.answer.Accepted {
 		return Refused{waiter.answer.Reason}
@@ -110,6 +122,8 @@ type answerWait struct {
 	account *Account
 	again   bool
 	answer  *protocol.EnrollResponse
+	// unread is set where the request, or the answer to it, could not be read.
+	unread bool
 }
 
 func (w *answerWait) Admit(ctx context.Context, envelope todevice.Envelope) (todevice.Admission, error) {
@@ -117,17 +131,23 @@ func (w *answerWait) Admit(ctx context.Context, envelope todevice.Envelope) (tod
 }
 
 func (w *answerWait) Undecryptable(ctx context.Context, envelope todevice.Envelope, reason string) error {
+	p, err := w.account.pin(ctx)
+	if err != nil {
+		return err
+	}
+	w.unread = w.unread || !w.again && envelope.Sender == p.BotUserID
 	return w.account.Undecryptable(ctx, envelope, reason)
 }
 
 func (w *answerWait) Handle(ctx context.Context, message *todevice.Message) error {
-	if message.Type != protocol.TypeEnrollResponse.Type {
-		return w.account.Handle(ctx, message)
-	}
 	a := w.account
 	p, err := a.pin(ctx)
 	if err != nil {
 		return err
+	}
+	if message.Type != protocol.TypeEnrollResponse.Type {
+		w.unread = w.unread || !w.again && message.Type == event.ToDeviceDummy.Type && message.Began && a.fromPinnedBot(message, p)
+		return a.Handle(ctx, message)
 	}
 	if !a.fromPinnedBot(message, p) {
 		return fmt.Errorf("%w: an answer from another than the pinned bot", todevice.ErrUnusable)

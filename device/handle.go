@@ -57,13 +57,34 @@ func (a *Account) noteBegun(ctx context.Context, message *todevice.Message) erro
 }
 
 // greeting is an empty message: from the pinned bot it says which of its devices reports go to now, since a restored
-// server speaks through a new one.
+// server speaks through a new one. Where it begins an Olm session, the bot may have been unable to read what it was sent.
 func (a *Account) greeting(ctx context.Context, message *todevice.Message) error {
 	p, err := a.pin(ctx)
-	if err != nil || !p.Accepted || !a.fromPinnedBot(message, p) {
+	if err != nil || !a.fromPinnedBot(message, p) {
 		return err
 	}
-	return a.learnBot(ctx, message)
+	if p.Accepted {
+		if err := a.learnBot(ctx, message); err != nil {
+			return err
+		}
+	}
+	if !message.Began {
+		return nil
+	}
+	unread := []string{protocol.TypeStatus.Type, protocol.TypeProgress.Type}
+	if !p.Accepted {
+		// It is told nothing but that the device asks to be enrolled again, if it does.
+		unread = []string{protocol.TypeEnrollRequest.Type}
+		if p.Asked == "" {
+			return nil
+		}
+	}
+	bot, _ := message.SenderDevice()
+	n, err := a.endpoint.QueueAgain(ctx, bot, unread...)
+	if n > 0 {
+		a.log.Warn().Int("messages", n).Msg("The server could not read a message: what it was told in the last day is sent again")
+	}
+	return err
 }
 
 // learnBot keeps the device of the bot that this message came from.

@@ -40,7 +40,7 @@ func (a *Account) sendStatus(ctx context.Context) error {
 		if status.Acts, err = a.takeActs(ctx); err != nil {
 			return err
 		}
-		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: "status/" + status.ReportID.String(), To: bot, Type: protocol.TypeStatus.Type, Content: status}, claims)
+		return a.endpoint.Queue(ctx, todevice.Outgoing{Key: "status/" + status.ReportID.String(), To: bot, Type: protocol.TypeStatus.Type, Content: status, Again: true}, claims)
 	})
 	if err != nil {
 		return err

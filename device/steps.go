@@ -154,7 +154,7 @@ func (a *Account) report(ctx context.Context, progress protocol.Progress) error 
 			key += fmt.Sprintf("/%d", progress.Carried.Carried)
 		}
 	}
-	return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeProgress.Type, Content: progress}, nil)
+	return a.endpoint.Queue(ctx, todevice.Outgoing{Key: key, To: bot, Type: protocol.TypeProgress.Type, Content: progress, Again: true}, nil)
 }
 
 // holdOldKey is step 2: the private key of the current version, proved by its public key. No version, nothing to hold.

@@ -72,6 +72,9 @@ type Endpoint struct {
 	olm sync.Mutex
 	// flushing makes one Flush at a time send, so that rows leave in order; it guards pausedUntil.
 	flushing sync.Mutex
+	// claiming makes one claim of one-time keys at a time: Dendrite on PostgreSQL gives the same key to two who claim at once
+	// (v0.15.2 reads it and deletes it in statements of their own), and the second session is then one that nobody can read.
+	claiming sync.Mutex
 	// pausedUntil is when the homeserver takes messages again, those that are queued meanwhile included.
 	pausedUntil time.Time
 	arrived     chan struct{}

@@ -132,6 +132,7 @@ func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, m
 		if err != nil {
 			continue
 		}
+		session.LastDecryptedTime = e.now()
 		if err := state.store.UpdateSession(ctx, sender, session); err != nil {
 			return nil, false, fmt.Errorf("saving an Olm session: %w", err)
 		}
@@ -148,6 +149,8 @@ func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, m
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: %w", errNoSession, err)
 	}
+	// By the clock that our own sessions have (newSession): the latest is the one that is written with.
+	session.CreationTime, session.LastEncryptedTime, session.LastDecryptedTime = e.now(), e.now(), e.now()
 	if err := state.store.AddSession(ctx, sender, session); err != nil {
 		return nil, false, fmt.Errorf("saving a new Olm session: %w", err)
 	}
@@ -269,7 +272,9 @@ func (e *Endpoint) Claim(ctx context.Context, fresh bool, devices ...crosssignin
 	if len(request) == 0 {
 		return claims, nil
 	}
+	e.claiming.Lock()
 	resp, err := e.client.ClaimKeys(ctx, &mautrix.ReqClaimKeys{OneTimeKeys: request, Timeout: 10_000})
+	e.claiming.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("claiming one-time keys: %w", err)
 	}

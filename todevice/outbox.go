@@ -23,6 +23,16 @@ type Outgoing struct {
 	To      crosssigning.Device
 	Type    string
 	Content any
+	// Again keeps the content for a day, in clear, so that QueueAgain can encrypt it anew: never where it holds a secret.
+	Again bool
+}
+
+// again is what is kept of a content.
+func (o Outgoing) again(content []byte) string {
+	if !o.Again {
+		return ""
+	}
+	return string(content)
 }
 
 // Queue encrypts a message within InTxn and leaves ciphertext and transaction id in the outbox. A key that is in the
@@ -51,9 +61,14 @@ func (e *Endpoint) Queue(ctx context.Context, out Outgoing, claims Claims) error
 	if err != nil {
 		return err
 	}
-	_, err = e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
-		rowID, e.accountID, out.Key, out.To.UserID, out.To.DeviceID, out.Type, string(ciphertext), e.now().UnixMilli(), request)
+	if out.Again {
+		if err := e.forget(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request, again)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		rowID, e.accountID, out.Key, out.To.UserID, out.To.DeviceID, out.Type, string(ciphertext), e.now().UnixMilli(), request, out.again(content))
 	if err != nil {
 		return fmt.Errorf("keeping %s in the outbox: %w", out.Type, err)
 	}

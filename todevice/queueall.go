@@ -79,7 +79,7 @@ type batch struct {
 	// fresh sessions are inserted, the others updated.
 	fresh map[id.Curve25519]bool
 
-	ids, keys, users, devices, types, contents, requests []string
+	ids, keys, users, devices, types, contents, requests, agains []string
 }
 
 // load reads the latest session of each recipient, as the crypto store's GetLatestSession does.
@@ -132,7 +132,7 @@ func (b *batch) add(out Outgoing, claims Claims) error {
 	}
 	b.ids, b.keys, b.users = append(b.ids, rowID), append(b.keys, out.Key), append(b.users, string(out.To.UserID))
 	b.devices, b.types = append(b.devices, string(out.To.DeviceID)), append(b.types, out.Type)
-	b.contents, b.requests = append(b.contents, string(ciphertext)), append(b.requests, request)
+	b.contents, b.requests, b.agains = append(b.contents, string(ciphertext)), append(b.requests, request), append(b.agains, out.again(content))
 	return nil
 }
 
@@ -178,9 +178,9 @@ func (b *batch) write(ctx context.Context) error {
 		WHERE account_id = $1 AND session_id = moved.s`, update.args(e.accountID)...); err != nil {
 		return fmt.Errorf("saving Olm sessions: %w", err)
 	}
-	_, err := e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request)
-		SELECT i, $1, k, u, d, t, c, $2, r FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[]) AS fresh (i, k, u, d, t, c, r)`,
-		e.accountID, e.now().UnixMilli(), pq.Array(b.ids), pq.Array(b.keys), pq.Array(b.users), pq.Array(b.devices), pq.Array(b.types), pq.Array(b.contents), pq.Array(b.requests))
+	_, err := e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request, again)
+		SELECT i, $1, k, u, d, t, c, $2, r, a FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[]) AS fresh (i, k, u, d, t, c, r, a)`,
+		e.accountID, e.now().UnixMilli(), pq.Array(b.ids), pq.Array(b.keys), pq.Array(b.users), pq.Array(b.devices), pq.Array(b.types), pq.Array(b.contents), pq.Array(b.requests), pq.Array(b.agains))
 	if err != nil {
 		return fmt.Errorf("keeping messages in the outbox: %w", err)
 	}
