@@ -100,6 +100,17 @@ func (r *Recorder) Points() []Point {
 	return append([]Point(nil), r.points...)
 }
 
+// Nearest is the fault at the last turn that came of its write since counting began, where the fault's own was not reached:
+// how often a write comes may differ from one time to the next.
+func (r *Recorder) Nearest(fault Fault) Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if came := r.counts[fault.Label]; came > 0 {
+		fault.Nth = min(fault.Nth, came)
+	}
+	return fault
+}
+
 // visit counts a write and says whether it is to fail. The write counts as a point if modes are given; else its owner
 // may list it later.
 func (r *Recorder) visit(label string, modes ...Mode) (nth int, mode Mode) {
