@@ -86,9 +86,8 @@ func (c *Crowd) member(ctx context.Context, localpart string) (Member, error) {
 	account := crypto.NewOlmAccount()
 	signing, identity := account.Keys()
 	m.Device = crosssigning.Device{UserID: m.UserID, DeviceID: client.DeviceID, SigningKey: signing, IdentityKey: identity, CrossSigned: true}
-	if err := patiently(ctx, func() error {
-		return client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{Master: public.Master, SelfSigning: public.SelfSigning, UserSigning: public.UserSigning}, nil)
-	}); err != nil {
+	err = client.UploadCrossSigningKeys(ctx, &mautrix.UploadCrossSigningKeysReq[any]{Master: public.Master, SelfSigning: public.SelfSigning, UserSigning: public.UserSigning}, nil)
+	if err != nil {
 		return m, err
 	}
 	return m, publish(ctx, client, account, keys.SelfSigning, 1)
@@ -125,10 +124,11 @@ func publish(ctx context.Context, client *mautrix.Client, account *crypto.OlmAcc
 		oneTime.Signatures, oneTime.IsSigned = signatures.NewSingleSignature(client.UserID, id.KeyAlgorithmEd25519, client.DeviceID.String(), signature), true
 		upload.OneTimeKeys[id.NewKeyID(id.KeyAlgorithmSignedCurve25519, keyID)] = oneTime
 	}
-	if err := patiently(ctx, func() error { _, err := client.UploadKeys(ctx, upload); return err }); err != nil {
+	if _, err := client.UploadKeys(ctx, upload); err != nil {
 		return err
 	}
-	return patiently(ctx, func() error { _, err := client.UploadSignatures(ctx, &signed); return err })
+	_, err = client.UploadSignatures(ctx, &signed)
+	return err
 }
 
 // Login registers a user of the crowd and logs a device in.

@@ -2,7 +2,6 @@ package keyheraldtest
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +19,9 @@ func DendriteBinaries(ctx context.Context, progress io.Writer) (string, error) {
 		"github.com/element-hq/dendrite/cmd/dendrite", "github.com/element-hq/dendrite/cmd/generate-keys"}}.build(ctx, progress)
 }
 
-// StartDendrite starts a homeserver in dir with these application-service registrations.
-func StartDendrite(ctx context.Context, dir string, registrations ...string) (*Homeserver, error) {
+// StartDendrite starts a homeserver in dir with these application-service registrations, on a PostgreSQL of its own as an
+// operator has it: on SQLite Dendrite answers now and then that its database is locked, and has then lost what was asked.
+func StartDendrite(ctx context.Context, dir string, registrations ...string) (_ *Homeserver, err error) {
 	bin, err := DendriteBinaries(ctx, os.Stderr)
 	if err != nil {
 		return nil, err
@@ -34,39 +34,39 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (*H
 	if out, err := exec.CommandContext(ctx, filepath.Join(bin, "generate-keys"), "--private-key", key).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("making the homeserver's key: %w: %s", err, out)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, registrations)), 0o600); err != nil {
-		return nil, fmt.Errorf("writing the homeserver's config: %w", err)
+	// Processes are killed in tests, and the machine is not: nothing has to be forced to the disk.
+	cluster, err := StartPostgres(ctx, "fsync=off", "shared_buffers=16MB", "max_connections=100")
+	if err != nil {
+		return nil, fmt.Errorf("starting the homeserver's PostgreSQL: %w", err)
 	}
-	if err := writeAheadLogs(ctx, dir); err != nil {
-		return nil, err
-	}
-	hs := &Homeserver{Name: "Dendrite " + dendriteVersion, URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir,
+	hs := &Homeserver{Name: "Dendrite " + dendriteVersion, URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir, cluster: cluster,
 		program: []string{filepath.Join(bin, "dendrite"), "-config", filepath.Join(dir, "dendrite.yaml"),
 			"-http-bind-address", fmt.Sprintf("127.0.0.1:%d", port), "-really-enable-open-registration"}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, hs.Close())
+		}
+	}()
+	if err := execAll(ctx, cluster.url("postgres", "postgres"), "CREATE DATABASE "+dendriteDatabase); err != nil {
+		return nil, fmt.Errorf("making the homeserver's database: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, hs.DatabaseURL(), registrations)), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the homeserver's config: %w", err)
+	}
 	return hs, hs.Start(ctx)
 }
 
-// dendriteDatabases are the names of Dendrite's databases.
-var dendriteDatabases = []string{"federation_api", "key_server", "relay_api", "room_server", "sync_api"}
+const dendriteDatabase = "dendrite"
 
-// writeAheadLogs makes Dendrite's databases with a write-ahead log, which SQLite keeps to from then on. Without one
-// nobody can write while anybody reads, and Dendrite does not always end the reading of a client that was killed: then
-// its database is locked for good.
-func writeAheadLogs(ctx context.Context, dir string) error {
-	for _, name := range append([]string{"accounts", "devices", "media_api", "mscs"}, dendriteDatabases...) {
-		db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, name+".db"))
-		if err != nil {
-			return fmt.Errorf("making the homeserver's database %s: %w", name, err)
-		}
-		_, err = db.ExecContext(ctx, `PRAGMA journal_mode = WAL`)
-		if err = errors.Join(err, db.Close()); err != nil {
-			return fmt.Errorf("making the homeserver's database %s: %w", name, err)
-		}
+// DatabaseURL is where Dendrite has its database, and empty for another homeserver.
+func (hs *Homeserver) DatabaseURL() string {
+	if hs.cluster == nil {
+		return ""
 	}
-	return nil
+	return hs.cluster.url("postgres", dendriteDatabase)
 }
 
-func dendriteConfig(dir, key string, registrations []string) string {
+func dendriteConfig(dir, key, database string, registrations []string) string {
 	files := ""
 	for _, registration := range registrations {
 		files += "\n  - " + registration
@@ -74,14 +74,14 @@ func dendriteConfig(dir, key string, registrations []string) string {
 	if files == "" {
 		files = " []"
 	}
-	database := func(name string) string {
-		return fmt.Sprintf("%s:\n  database:\n    connection_string: file:%s\n", name, filepath.Join(dir, name+".db"))
-	}
-	config := fmt.Sprintf(`version: 2
+	return fmt.Sprintf(`version: 2
 global:
   server_name: %s
   private_key: %s
   disable_federation: true
+  database:
+    connection_string: %s
+    max_open_conns: 90
   jetstream:
     storage_path: %s
 app_service_api:
@@ -91,14 +91,10 @@ client_api:
   registration_shared_secret: %s
   rate_limiting:
     enabled: false
+media_api:
+  base_path: %s
 logging:
 - type: std
   level: warn
-`, ServerName, key, dir, files, registrationSecret)
-	for _, name := range dendriteDatabases {
-		config += database(name)
-	}
-	config += fmt.Sprintf("user_api:\n  account_database:\n    connection_string: file:%s/accounts.db\n  device_database:\n    connection_string: file:%s/devices.db\n", dir, dir)
-	config += database("media_api") + "  base_path: " + filepath.Join(dir, "media") + "\n"
-	return config + fmt.Sprintf("mscs:\n  database:\n    connection_string: file:%s/mscs.db\n", dir)
+`, ServerName, key, database, dir, files, registrationSecret, filepath.Join(dir, "media"))
 }

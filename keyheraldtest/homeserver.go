@@ -25,8 +25,8 @@ const ServerName = "keyherald.test"
 
 const registrationSecret = "keyheraldtest"
 
-// Homeserver is a real homeserver on SQLite, without rate limits and federation. StartDendrite and its like
-// start one.
+// Homeserver is a real homeserver, without rate limits and federation: Dendrite on PostgreSQL, Synapse on SQLite.
+// StartDendrite and its like start one.
 type Homeserver struct {
 	// Name is the software with its version.
 	Name string
@@ -35,6 +35,8 @@ type Homeserver struct {
 	Dir     string
 	program []string
 	process *Process
+	// cluster is the homeserver's own, which lives on where the homeserver is killed; nil where it needs none.
+	cluster *Postgres
 }
 
 // StartHomeserver is StartDendrite or one like it: it starts a homeserver in dir with these application-service
@@ -100,7 +102,12 @@ func (hs *Homeserver) Kill() error { return hs.process.Kill() }
 
 // Close ends the homeserver.
 func (hs *Homeserver) Close() error {
-	hs.process.Stop(syscall.SIGTERM, 5*time.Second)
+	if hs.process != nil {
+		hs.process.Stop(syscall.SIGTERM, 5*time.Second)
+	}
+	if hs.cluster != nil {
+		return hs.cluster.Close()
+	}
 	return nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -55,11 +54,8 @@ func Login(ctx context.Context, url string, user id.UserID, password string, dev
 	if err != nil {
 		return nil, err
 	}
-	err = patiently(ctx, func() error {
-		_, err := client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: device, StoreCredentials: true,
-			Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}, InitialDeviceDisplayName: string(device)})
-		return err
-	})
+	_, err = client.Login(ctx, &mautrix.ReqLogin{Type: mautrix.AuthTypePassword, Password: password, DeviceID: device, StoreCredentials: true,
+		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.String()}, InitialDeviceDisplayName: string(device)})
 	if err != nil {
 		return nil, fmt.Errorf("logging %s in as %s: %w", user, device, err)
 	}
@@ -154,35 +150,17 @@ func (c *Client) Bootstrap(ctx context.Context, password string) (string, error)
 	if err != nil {
 		return "", fmt.Errorf("bootstrapping cross-signing: %w", err)
 	}
-	if err := patiently(ctx, func() error { return c.Machine.SignOwnDevice(ctx, c.Machine.OwnIdentity()) }); err != nil {
+	if err := c.Machine.SignOwnDevice(ctx, c.Machine.OwnIdentity()); err != nil {
 		return "", err
 	}
-	return recoveryKey, patiently(ctx, func() error { return c.Machine.SignOwnMasterKey(ctx) })
-}
-
-// patiently repeats what may be repeated where Dendrite found its own SQLite locked, as it does on a busy machine.
-func patiently(ctx context.Context, do func() error) error {
-	var err error
-	for range 3 {
-		if err = do(); err == nil || !strings.Contains(err.Error(), "database is locked") {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(time.Second):
-		}
-	}
-	return err
+	return recoveryKey, c.Machine.SignOwnMasterKey(ctx)
 }
 
 // Verify cross-signs this device with the user's recovery key, and reads the user's own keys, as a client's device list does.
 func (c *Client) Verify(ctx context.Context, recoveryKey string) error {
-	err := patiently(ctx, func() error {
-		c.own.Lock()
-		defer c.own.Unlock()
-		return c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey)
-	})
+	c.own.Lock()
+	err := c.Machine.VerifyWithRecoveryKey(ctx, recoveryKey)
+	c.own.Unlock()
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", c.DeviceID, err)
 	}

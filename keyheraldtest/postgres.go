@@ -78,7 +78,7 @@ func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	}
 	p := &Postgres{dir: dir, credential: credential, settings: settings}
 	data := filepath.Join(dir, "data")
-	initdb := exec.CommandContext(ctx, initdbProgram, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
+	initdb := exec.CommandContext(ctx, initdbProgram, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
 	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("running initdb: %w: %s", err, out)

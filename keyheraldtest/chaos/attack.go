@@ -141,43 +141,12 @@ func (w *world) killOne(ctx context.Context, random *rand.Rand) (hit, error) {
 	default:
 		h := hit{victim: "Dendrite"}
 		h.stage, h.inFlight = w.awaitStage(ctx, aim, -1)
-		return h, w.restartHomeserver(ctx, pause)
-	}
-}
-
-func (w *world) restartHomeserver(ctx context.Context, pause time.Duration) error {
-	w.hsMu.Lock()
-	defer w.hsMu.Unlock()
-	if err := w.hs.Kill(); err != nil {
-		return err
-	}
-	w.wait(ctx, pause)
-	return w.hs.Start(ctx)
-}
-
-// watchHomeserver starts Dendrite anew where it answers nothing but errors for long, as an operator does: on SQLite a
-// request whose caller hung up can leave one of its databases locked for good.
-func (w *world) watchHomeserver(ctx context.Context) error {
-	client := http.Client{Timeout: 5 * time.Second}
-	for failures := 0; ctx.Err() == nil; w.wait(ctx, 2*time.Second) {
-		w.hsMu.Lock()
-		resp, err := client.Get(w.hs.URL + "/_matrix/client/v3/profile/" + w.users[0].id.String())
-		w.hsMu.Unlock()
-		healthy := err == nil && resp.StatusCode == http.StatusOK
-		if err == nil {
-			_ = resp.Body.Close()
+		if err := w.hs.Kill(); err != nil {
+			return h, err
 		}
-		if failures++; healthy {
-			failures = 0
-		}
-		if failures >= 5 {
-			if err := w.restartHomeserver(ctx, 0); err != nil {
-				return err
-			}
-			failures, w.hung = 0, w.hung+1
-		}
+		w.wait(ctx, pause)
+		return h, w.hs.Start(ctx)
 	}
-	return nil
 }
 
 func (w *world) killProcess(ctx context.Context, p *process, aim string, fleet int) (hit, error) {

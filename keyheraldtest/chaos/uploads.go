@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -48,7 +47,7 @@ const lateKeys = 2
 // version is made lands in the one before. No request can be timed to do so, so this writes into Dendrite's database what
 // Dendrite would.
 func (w *world) arriveLate(ctx context.Context, u *user, version string) error {
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.config.Dir, "accounts.db")+"?_txlock=immediate&_pragma=busy_timeout(10000)")
+	db, err := sql.Open("postgres", w.hs.DatabaseURL())
 	if err != nil {
 		return err
 	}
@@ -60,7 +59,7 @@ func (w *world) arriveLate(ctx context.Context, u *user, version string) error {
 	defer func() { _ = txn.Rollback() }()
 	var before, auth string
 	err = txn.QueryRowContext(ctx, `SELECT version, auth_data FROM userapi_key_backup_versions
-		WHERE user_id = $1 AND version < CAST($2 AS INTEGER) AND deleted = 0 ORDER BY version DESC LIMIT 1`, u.id, version).Scan(&before, &auth)
+		WHERE user_id = $1 AND version < CAST($2 AS bigint) AND deleted = 0 ORDER BY version DESC LIMIT 1`, u.id, version).Scan(&before, &auth)
 	if err != nil {
 		return fmt.Errorf("looking for the version before: %w", err)
 	}
@@ -88,7 +87,7 @@ func (w *world) arriveLate(ctx context.Context, u *user, version string) error {
 			}
 		}
 	}
-	_, err = txn.ExecContext(ctx, `UPDATE userapi_key_backup_versions SET etag = CAST(etag AS INTEGER) + 1 WHERE user_id = $1 AND version = $2`, u.id, before)
+	_, err = txn.ExecContext(ctx, `UPDATE userapi_key_backup_versions SET etag = CAST(CAST(etag AS bigint) + 1 AS text) WHERE user_id = $1 AND version = $2`, u.id, before)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -42,11 +41,8 @@ type world struct {
 	pg       *keyheraldtest.Postgres
 	database *keyheraldtest.Database
 	// db looks at the truth, past every link.
-	db *postgres.DB
-	// hsMu is held while Dendrite is down.
-	hsMu   sync.Mutex
+	db     *postgres.DB
 	hs     *keyheraldtest.Homeserver
-	hung   int
 	setec  *testsetec.Server
 	pgLink *link
 	// hsGate is the servers' way to the homeserver; every managed device has one of its own among hsGates.

@@ -63,7 +63,7 @@ func (r *Recorder) Proxy(name, target string, namer Namer, seen func(req *http.R
 		req.Body = io.NopCloser(bytes.NewReader(body))
 		if !strings.HasSuffix(req.URL.Path, "/sync") {
 			// A caller may be stopped while his request is on its way; that it arrives whole is decided here and not by
-			// a race. Dendrite on SQLite may also keep its database locked over a request that is broken off.
+			// a race.
 			req = req.WithContext(context.WithoutCancel(req.Context()))
 		}
 		if label := namer(req); label != "" {
