@@ -235,7 +235,7 @@ var vocabulary = []entry{
 		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Accepted}, asksAgain},
 	{ReenrollmentReleased, "It was decided that a device that asked again is enrolled, if its user still has the identity that it asked with.",
 		people, []kindOfSubject{aDevice, theDevices}, ofNone, yesNo, append([]field{because(RefusedUnknownReenrollment, RefusedAlreadySo)}, asksAgain...)},
-	{ReenrollmentRejected, "It was decided that a device that asked again is not enrolled; the server itself decides so where its user leaves the roster.",
+	{ReenrollmentRejected, "It was decided that a device that asked again is not enrolled; the server itself decides so where the device is revoked or its user leaves the roster.",
 		[]Role{Relay, Admin, Operator}, []kindOfSubject{aDevice, theDevices}, ofNone, yesNo, append([]field{because(RefusedUnknownReenrollment, RefusedAlreadySo, RefusedReason), reason}, asksAgain...)},
 	{EnrollmentRefused, "A device asked to be enrolled and was refused.",
 		[]Role{Managed}, []kindOfSubject{aDevice}, ofNone, []Outcome{Refused}, []field{because(enrollmentRefusals...)}},

@@ -115,11 +115,11 @@ func (db *DB) DecideReenrollment(ctx context.Context, key uuid.UUID, state Reenr
 	return nil
 }
 
-// RejectReenrollmentsOf rejects what devices of users asked and nobody settled, and returns these. That their events are
-// appended, and the devices are told, is for the caller.
-func (db *DB) RejectReenrollmentsOf(ctx context.Context, users []id.UserID, at time.Time, by string) ([]Reenrollment, error) {
+// RejectReenrollmentsOf rejects what devices asked and nobody settled, and returns these. That their events are appended,
+// and the devices are told, is for the caller.
+func (db *DB) RejectReenrollmentsOf(ctx context.Context, devices []Device, at time.Time, by string) ([]Reenrollment, error) {
 	return collect(ctx, db, "the re-enrollments that are rejected", scanReenrollment, `UPDATE reenrollment r SET state = 'rejected', decided_at = $2, decided_by = $3
-		FROM device d WHERE d.id = r.device_id AND d.user_id = ANY ($1) AND r.state IN ('waiting', 'released') RETURNING `+reenrollmentColumns, pq.Array(users), at, by)
+		FROM device d WHERE d.id = r.device_id AND d.id = ANY ($1::uuid[]) AND r.state IN ('waiting', 'released') RETURNING `+reenrollmentColumns, pq.Array(deviceKeys(devices)), at, by)
 }
 
 // SettleReenrollment keeps that the bot did what was decided, and how it ended.
@@ -130,7 +130,7 @@ func (db *DB) SettleReenrollment(ctx context.Context, key uuid.UUID, state Reenr
 	return nil
 }
 
-// DropReenrollment voids what a device asked and nobody settled: it was enrolled another way, or revoked.
+// DropReenrollment voids what a device asked and nobody settled: it was enrolled another way.
 func (db *DB) DropReenrollment(ctx context.Context, device uuid.UUID) error {
 	if _, err := db.Exec(ctx, `UPDATE reenrollment SET state = 'void', settled = true WHERE device_id = $1 AND state IN ('waiting', 'released')`, device); err != nil {
 		return fmt.Errorf("dropping a re-enrollment: %w", err)

@@ -127,14 +127,18 @@ func (db *DB) LockDevicesOf(ctx context.Context, users []id.UserID) ([]Device, e
 
 // RevokeDevices revokes devices; that their events are appended, and they are told, is for the caller.
 func (db *DB) RevokeDevices(ctx context.Context, devices []Device) error {
+	if _, err := db.Exec(ctx, `UPDATE device SET state = 'revoked' WHERE id = ANY ($1::uuid[])`, pq.Array(deviceKeys(devices))); err != nil {
+		return fmt.Errorf("revoking devices: %w", err)
+	}
+	return nil
+}
+
+func deviceKeys(devices []Device) []uuid.UUID {
 	keys := make([]uuid.UUID, len(devices))
 	for i, d := range devices {
 		keys[i] = d.ID
 	}
-	if _, err := db.Exec(ctx, `UPDATE device SET state = 'revoked' WHERE id = ANY ($1::uuid[])`, pq.Array(keys)); err != nil {
-		return fmt.Errorf("revoking devices: %w", err)
-	}
-	return nil
+	return keys
 }
 
 // LockOpenRotations reads the open rotations of users, and locks them until the transaction ends, newest first as everybody.

@@ -44,16 +44,20 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 		if i < 0 {
 			return refusal.New(refusal.NotFound, audit.RefusedUnknownDevice, "%s has no enrolled device %s: `keyherald devices list` shows them", user, device)
 		}
-		if devices[i].State == postgres.Revoked {
+		d, err := e.db.LockDevice(ctx, devices[i].ID)
+		if err != nil {
+			return err
+		}
+		if d.State == postgres.Revoked {
 			return refusal.New(refusal.Conflict, audit.RefusedAlreadySo, "%s of %s is revoked already: %w", device, user, ErrNotPossible)
 		}
-		if err := e.db.SetDeviceState(ctx, devices[i].ID, postgres.Revoked); err != nil {
+		if err := e.db.RevokeDevices(ctx, []postgres.Device{d}); err != nil {
 			return err
 		}
 		if err := e.db.Append(ctx, event); err != nil {
 			return err
 		}
-		if err := errors.Join(e.db.DropReenrollment(ctx, devices[i].ID), e.takeAway(ctx, devices[i], "")); err != nil {
+		if err := errors.Join(e.turnAway(ctx, []postgres.Device{d}, event.Detail...), e.takeAway(ctx, d, "")); err != nil {
 			return err
 		}
 		return e.db.Notify(ctx, WorkChannel, "")
@@ -181,7 +185,7 @@ func (s *Session) byCode(ctx context.Context, message *todevice.Message, request
 	case code.Burned:
 		return verdict{refusal: protocol.RefusedCodeBurned}, nil
 	case code.UsedBy != uuid.Nil && known && existing.ID == code.UsedBy && existing.State == postgres.Enrolled:
-		return verdict{device: existing}, nil
+		return verdict{device: existing, repeated: true}, nil
 	case code.UsedBy != uuid.Nil:
 		return verdict{refusal: protocol.RefusedCodeUsed}, nil
 	case !now.Before(code.ExpiresAt):
@@ -231,6 +235,10 @@ func (s *Session) keep(ctx context.Context, message *todevice.Message, request p
 	for _, d := range devices {
 		if d.DeviceID != request.DeviceID {
 			continue
+		}
+		// Locked, since it may be revoked meanwhile: codes before devices, as Leave locks them.
+		if d, err = s.db.LockDevice(ctx, d.ID); err != nil {
+			return none, "", err
 		}
 		if d.WentBack {
 			return none, protocol.RefusedStoreWentBack, nil

@@ -6,6 +6,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/postgres"
 )
 
 // Left is what ended for a user whom nothing is done for any more.
@@ -47,7 +48,7 @@ func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reas
 	if err := e.db.Append(ctx, revoked...); err != nil {
 		return nil, err
 	}
-	if err := e.turnAway(ctx, users, reason); err != nil {
+	if err := e.turnAway(ctx, devices, audit.Text("reason", reason)); err != nil {
 		return nil, err
 	}
 	rotations, err := e.db.LockOpenRotations(ctx, users)
@@ -65,17 +66,17 @@ func (e *Engine) Leave(ctx context.Context, users []id.UserID, reason audit.Reas
 	return left, e.db.Notify(ctx, WorkChannel, "")
 }
 
-// turnAway rejects by the server's own word what devices of users asked: nobody is left to decide it.
-func (e *Engine) turnAway(ctx context.Context, users []id.UserID, reason audit.Reason) error {
+// turnAway rejects by the server's own word what devices that are revoked asked: nobody is left to decide it.
+func (e *Engine) turnAway(ctx context.Context, devices []postgres.Device, because ...audit.Field) error {
 	now := e.now()
-	waiting, err := e.db.RejectReenrollmentsOf(ctx, users, now, audit.ByRelay().String())
+	waiting, err := e.db.RejectReenrollmentsOf(ctx, devices, now, audit.ByRelay().String())
 	if err != nil {
 		return err
 	}
 	rejected := make([]audit.Event, len(waiting))
 	for i, r := range waiting {
 		rejected[i] = audit.Event{Time: now, Actor: audit.ByRelay(), Action: audit.ReenrollmentRejected, Subject: audit.OfDevice(r.UserID, r.DeviceID), Outcome: audit.Accepted,
-			Detail: append(masterKeys(r), audit.Text("reason", reason))}
+			Detail: append(masterKeys(r), because...)}
 	}
 	return e.db.Append(ctx, rejected...)
 }
