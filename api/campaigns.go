@@ -138,7 +138,7 @@ type PlannedUser struct {
 	Would   campaign.Begin `json:"would"`
 	Offline bool           `json:"offline,omitempty"`
 	// Exclude are the devices of his that would get no key from the first wave on.
-	Exclude []CampaignExclusion `json:"exclude,omitempty"`
+	Exclude []Exclusion `json:"exclude,omitempty"`
 }
 
 func planCampaign(c *call) (answer, error) {

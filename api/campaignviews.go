@@ -56,7 +56,7 @@ type CampaignProgress struct {
 	// Parameters is what else an approval is for; not in a stream.
 	Parameters *CampaignParameters `json:"parameters,omitempty"`
 	// Exclusions are what became of the devices that it excludes; not in a stream.
-	Exclusions []CampaignExclusion `json:"exclusions,omitempty"`
+	Exclusions []Exclusion `json:"exclusions,omitempty"`
 	// The estimate of the end, of a running campaign alone. Likely is missing while too few are done to say.
 	Earliest *time.Time `json:"earliest_end,omitempty"`
 	Likely   *time.Time `json:"likely_end,omitempty"`
@@ -123,9 +123,9 @@ func progressOf(p enforce.CampaignProgress) CampaignProgress {
 	return v
 }
 
-// CampaignExclusion is a device that a campaign excludes. ExcludedAt is missing where it is not, or not any more. Reach is
+// Exclusion is a device that is excluded, or by a campaign. ExcludedAt is missing where it is not, or not any more. Reach is
 // whether it gets a key all the same, by the rotation that is named: one that was triggered before the exclusion.
-type CampaignExclusion struct {
+type Exclusion struct {
 	campaign.Device
 	ExcludedAt *time.Time     `json:"excluded_at,omitempty"`
 	Reach      campaign.Reach `json:"reach,omitempty"`
@@ -133,14 +133,18 @@ type CampaignExclusion struct {
 	NextAction string         `json:"next_action,omitempty"`
 }
 
-func exclusionsOf(exclusions []postgres.Exclusion) []CampaignExclusion {
-	var views []CampaignExclusion
+func exclusionOf(x postgres.Exclusion) Exclusion {
+	view := Exclusion{Device: x.Device, ExcludedAt: optional(x.Since), Reach: x.Reach, NextAction: x.Reach.NextAction(x.UserID)}
+	if x.Rotation != uuid.Nil {
+		view.Rotation = &x.Rotation
+	}
+	return view
+}
+
+func exclusionsOf(exclusions []postgres.Exclusion) []Exclusion {
+	var views []Exclusion
 	for _, x := range exclusions {
-		view := CampaignExclusion{Device: x.Device, ExcludedAt: optional(x.Since), Reach: x.Reach, NextAction: x.Reach.NextAction(x.UserID)}
-		if x.Rotation != uuid.Nil {
-			view.Rotation = &x.Rotation
-		}
-		views = append(views, view)
+		views = append(views, exclusionOf(x))
 	}
 	return views
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyherald/keyherald/api"
 	"github.com/keyherald/keyherald/audit/reader"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/postgres"
 )
 
@@ -198,7 +199,9 @@ func TestAdminsFreezeReleaseRevokeAndExclude(t *testing.T) {
 		t.Errorf("the status is %+v", status)
 	}
 	into[struct{}](t, s.as("operator", http.MethodDelete, "/freeze", nil), http.StatusNoContent)
-	into[struct{}](t, s.as("admin", http.MethodPut, "/users/@alice:example.org/exclusions/PHONE", nil), http.StatusNoContent)
+	if x := into[api.Exclusion](t, s.as("admin", http.MethodPut, "/users/@alice:example.org/exclusions/PHONE", nil), http.StatusOK); x.DeviceID != "PHONE" || x.ExcludedAt == nil || x.Reach != campaign.OutOfReach {
+		t.Errorf("the exclusion is %+v", x)
+	}
 	if user := into[api.User](t, s.as("helpdesk", http.MethodGet, "/users/@alice:example.org", nil), http.StatusOK); len(user.Excluded) != 1 || len(user.Devices) != 1 || user.Devices[0].Status == nil {
 		t.Errorf("the user is %+v", user)
 	}

@@ -1,14 +1,14 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
 	"maunium.net/go/mautrix/id"
 
-	"github.com/keyherald/keyherald/audit"
+	"github.com/keyherald/keyherald/campaign"
 	"github.com/keyherald/keyherald/enforce"
 	"github.com/keyherald/keyherald/internal/refusal"
 	"github.com/keyherald/keyherald/postgres"
@@ -217,16 +217,28 @@ func revokeDevice(c *call) (answer, error) {
 	return ok(Revoked{revokedNext}), err
 }
 
-func excludeDevice(c *call) (answer, error) { return c.exclusion(c.deps.Engine.Exclude) }
-func includeDevice(c *call) (answer, error) { return c.exclusion(c.deps.Engine.Include) }
-
-func (c *call) exclusion(do func(ctx context.Context, user id.UserID, device id.DeviceID, actor audit.Actor) error) (answer, error) {
-	user, err := c.user()
-	if err == nil {
-		err = c.none()
-	}
+func excludeDevice(c *call) (answer, error) {
+	d, err := c.targetDevice()
 	if err != nil {
 		return answer{}, err
 	}
-	return done(), do(c.ctx, user, id.DeviceID(c.param("device_id")), c.caller.actor)
+	if err := c.deps.Engine.Exclude(c.ctx, d.UserID, d.DeviceID, c.caller.actor); err != nil {
+		return answer{}, err
+	}
+	exclusion, err := c.deps.Enforcer.DeviceExclusion(c.ctx, d)
+	return ok(exclusionOf(exclusion)), err
+}
+
+func includeDevice(c *call) (answer, error) {
+	d, err := c.targetDevice()
+	if err != nil {
+		return answer{}, err
+	}
+	return done(), c.deps.Engine.Include(c.ctx, d.UserID, d.DeviceID, c.caller.actor)
+}
+
+// targetDevice is the device of a user that the path names; there is no body.
+func (c *call) targetDevice() (campaign.Device, error) {
+	user, err := c.user()
+	return campaign.Device{UserID: user, DeviceID: id.DeviceID(c.param("device_id"))}, errors.Join(err, c.none())
 }

@@ -49,6 +49,24 @@ func (e *Enforcer) CampaignExclusions(ctx context.Context, c postgres.Campaign) 
 	return e.db.Exclusions(ctx, c.Parameters.Exclude, rotations)
 }
 
+// DeviceExclusion says of one device since when it is excluded, and whether it gets a key all the same: by the newest rotation
+// of its user.
+func (e *Enforcer) DeviceExclusion(ctx context.Context, d campaign.Device) (postgres.Exclusion, error) {
+	all, err := e.db.Rotations(ctx, d.UserID, false)
+	if err != nil {
+		return postgres.Exclusion{}, err
+	}
+	newest := map[id.UserID]uuid.UUID{}
+	if len(all) > 0 {
+		newest[d.UserID] = all[0].ID
+	}
+	exclusions, err := e.db.Exclusions(ctx, []campaign.Device{d}, newest)
+	if err != nil || len(exclusions) == 0 {
+		return postgres.Exclusion{Device: d}, err
+	}
+	return exclusions[0], nil
+}
+
 // planExclusions adds to a plan which devices it excludes, and which of them are within reach of the rotations that would be
 // followed.
 func (e *Enforcer) planExclusions(ctx context.Context, plan *CampaignPlan) error {

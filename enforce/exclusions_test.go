@@ -117,6 +117,12 @@ func TestADeviceWithinReachOfARotationThatIsFollowedIsNamed(t *testing.T) {
 	now := func() map[id.UserID]campaign.Reach {
 		exclusions, err := c.enforcer.CampaignExclusions(ctx, started)
 		check(t, err)
+		for _, x := range exclusions {
+			alone, err := c.enforcer.DeviceExclusion(ctx, x.Device)
+			if check(t, err); alone != x {
+				t.Errorf("by itself it is %+v, and in the campaign %+v", alone, x)
+			}
+		}
 		return reaches(exclusions)
 	}
 	// The other rotations are triggered after the exclusion.

@@ -20,24 +20,6 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
-// Defines values for CampaignExclusionReach.
-const (
-	GotKey    CampaignExclusionReach = "got_key"
-	MayGetKey CampaignExclusionReach = "may_get_key"
-)
-
-// Valid indicates whether the value is a known member of the CampaignExclusionReach enum.
-func (e CampaignExclusionReach) Valid() bool {
-	switch e {
-	case GotKey:
-		return true
-	case MayGetKey:
-		return true
-	default:
-		return false
-	}
-}
-
 // Defines values for CampaignKind.
 const (
 	Release CampaignKind = "release"
@@ -203,6 +185,24 @@ func (e DeviceState) Valid() bool {
 	case DeviceStateNeedsEnrollment:
 		return true
 	case DeviceStateRevoked:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExclusionReach.
+const (
+	GotKey    ExclusionReach = "got_key"
+	MayGetKey ExclusionReach = "may_get_key"
+)
+
+// Valid indicates whether the value is a known member of the ExclusionReach enum.
+func (e ExclusionReach) Valid() bool {
+	switch e {
+	case GotKey:
+		return true
+	case MayGetKey:
 		return true
 	default:
 		return false
@@ -602,27 +602,6 @@ type CampaignDevice struct {
 	UserId UserID `json:"user_id"`
 }
 
-// CampaignExclusion A device that a campaign excludes, for all of its users when its first wave begins
-type CampaignExclusion struct {
-	DeviceId string `json:"device_id"`
-
-	// ExcludedAt Missing where it is not excluded yet, or not any more
-	ExcludedAt *time.Time `json:"excluded_at,omitempty"`
-	NextAction *string    `json:"next_action,omitempty"`
-
-	// Reach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
-	Reach *CampaignExclusionReach `json:"reach,omitempty"`
-
-	// Rotation That rotation
-	Rotation *openapi_types.UUID `json:"rotation,omitempty"`
-
-	// UserId A Matrix user id, such as @alice:example.org
-	UserId UserID `json:"user_id"`
-}
-
-// CampaignExclusionReach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
-type CampaignExclusionReach string
-
 // CampaignKind defines model for CampaignKind.
 type CampaignKind string
 
@@ -676,7 +655,7 @@ type CampaignProgress struct {
 	EndedAt     *time.Time          `json:"ended_at,omitempty"`
 
 	// Exclusions What became of the devices that it excludes; not in a stream
-	Exclusions *[]CampaignExclusion `json:"exclusions,omitempty"`
+	Exclusions *[]Exclusion `json:"exclusions,omitempty"`
 
 	// Hash Of users and parameters; an approval is for it
 	Hash      string             `json:"hash"`
@@ -909,6 +888,27 @@ type EventPage struct {
 	NextCursor *string `json:"next_cursor,omitempty"`
 }
 
+// Exclusion A device that is excluded, or that a campaign excludes, for all of its users when its first wave begins
+type Exclusion struct {
+	DeviceId string `json:"device_id"`
+
+	// ExcludedAt Missing where it is not excluded yet, or not any more
+	ExcludedAt *time.Time `json:"excluded_at,omitempty"`
+	NextAction *string    `json:"next_action,omitempty"`
+
+	// Reach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
+	Reach *ExclusionReach `json:"reach,omitempty"`
+
+	// Rotation That rotation
+	Rotation *openapi_types.UUID `json:"rotation,omitempty"`
+
+	// UserId A Matrix user id, such as @alice:example.org
+	UserId UserID `json:"user_id"`
+}
+
+// ExclusionReach It gets a key all the same, by a rotation that was triggered before the exclusion; missing where it does not
+type ExclusionReach string
+
 // Exemption defines model for Exemption.
 type Exemption struct {
 	Reason string    `json:"reason"`
@@ -1089,7 +1089,7 @@ type PlannedUser struct {
 	Cause *string `json:"cause,omitempty"`
 
 	// Exclude His devices that would get no key from the first wave on, also where he is left out
-	Exclude *[]CampaignExclusion `json:"exclude,omitempty"`
+	Exclude *[]Exclusion `json:"exclude,omitempty"`
 
 	// Joined The rotation was there before the campaign came to him
 	Joined     *bool             `json:"joined,omitempty"`
@@ -11885,10 +11885,17 @@ type ExcludeDeviceResponseDefaultHeaders struct {
 type ExcludeDeviceResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Exclusion
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
 	// HeadersDefault the parsed response headers for an HTTP default response
 	HeadersDefault *ExcludeDeviceResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ExcludeDeviceResponse) GetJSON200() *Exclusion {
+	return r.JSON200
 }
 
 // GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -16245,8 +16252,12 @@ func ParseExcludeDeviceResponse(rsp *http.Response) (*ExcludeDeviceResponse, err
 	}
 
 	switch {
-	case rsp.StatusCode == 204:
-		break // No content-type
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Exclusion
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

@@ -55,7 +55,7 @@ func TestTheCommandLineShowsWhichDevicesACampaignExcludes(t *testing.T) {
 
 func TestADeviceWithinReachIsNamedWithWhatToDo(t *testing.T) {
 	key := uuid.New()
-	x := api.CampaignExclusion{Device: campaign.Device{UserID: "@alice:example.org", DeviceID: "PHONE"}, Rotation: &key}
+	x := api.Exclusion{Device: campaign.Device{UserID: "@alice:example.org", DeviceID: "PHONE"}, Rotation: &key}
 	for reach, want := range map[campaign.Reach]string{campaign.MayGetKey: "but it may get that of rotation " + key.String(), campaign.GotKey: "but it got that of rotation " + key.String()} {
 		x.Reach, x.NextAction = reach, reach.NextAction(x.UserID)
 		if text := exclusionText(x, "from the first wave on"); !strings.Contains(text, want) || !strings.Contains(text, "keyherald rotate --user @alice:example.org") {

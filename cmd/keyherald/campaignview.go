@@ -95,7 +95,7 @@ func parameterLines(p api.CampaignProgress) (lines [][2]string) {
 }
 
 // exclusionText names a device that is excluded, and says where it gets a key all the same.
-func exclusionText(x api.CampaignExclusion, since string) string {
+func exclusionText(x api.Exclusion, since string) string {
 	text := fmt.Sprintf("%s %s, %s", x.UserID, x.DeviceID, since)
 	switch x.Reach {
 	case campaign.MayGetKey:
