@@ -2549,7 +2549,7 @@ type ClientInterface interface {
 	// Corresponds with DELETE /users/{user_id}/exclusions/{device_id} (the `IncludeDevice` operationId).
 	IncludeDevice(ctx context.Context, userId UserInPath, deviceId DeviceInPath, params *IncludeDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ExcludeDevice Keep a device of the user from every push from now on
+	// ExcludeDevice Keep a device of the user from every push, from the next word to the user's managed device on
 	//
 	// Corresponds with PUT /users/{user_id}/exclusions/{device_id} (the `ExcludeDevice` operationId).
 	ExcludeDevice(ctx context.Context, userId UserInPath, deviceId DeviceInPath, params *ExcludeDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3905,7 +3905,7 @@ func (c *Client) IncludeDevice(ctx context.Context, userId UserInPath, deviceId 
 	return c.Client.Do(req)
 }
 
-// ExcludeDevice Keep a device of the user from every push from now on
+// ExcludeDevice Keep a device of the user from every push, from the next word to the user's managed device on
 //
 // Corresponds with PUT /users/{user_id}/exclusions/{device_id} (the `ExcludeDevice` operationId).
 func (c *Client) ExcludeDevice(ctx context.Context, userId UserInPath, deviceId DeviceInPath, params *ExcludeDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -8380,7 +8380,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /users/{user_id}/exclusions/{device_id} (the `IncludeDevice` operationId).
 	IncludeDeviceWithResponse(ctx context.Context, userId UserInPath, deviceId DeviceInPath, params *IncludeDeviceParams, reqEditors ...RequestEditorFn) (*IncludeDeviceResponse, error)
 
-	// ExcludeDeviceWithResponse Keep a device of the user from every push from now on
+	// ExcludeDeviceWithResponse Keep a device of the user from every push, from the next word to the user's managed device on
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -13198,7 +13198,7 @@ func (c *ClientWithResponses) IncludeDeviceWithResponse(ctx context.Context, use
 	return ParseIncludeDeviceResponse(rsp)
 }
 
-// ExcludeDeviceWithResponse Keep a device of the user from every push from now on
+// ExcludeDeviceWithResponse Keep a device of the user from every push, from the next word to the user's managed device on
 //
 // Returns a wrapper object for the known response body format(s).
 //

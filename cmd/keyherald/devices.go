@@ -42,12 +42,13 @@ func devicesCommand(r *remote) *cobra.Command {
 		return err
 	}, &userID, &deviceID)
 	revoke.Flags().StringVar(&reason, "reason", "", "why")
-	exclude := deviceAct(r, "exclude", "Keep a device of a user from every push from now on; a managed one is revoked instead", func(cmd *cobra.Command, c *client) error {
+	exclude := deviceAct(r, "exclude", "Keep a device of a user from every push, from the next word to the managed device on; a managed one is revoked instead", func(cmd *cobra.Command, c *client) error {
 		var excluded api.Exclusion
 		if err := c.do(cmd.Context(), http.MethodPut, userPath("/users", userID, "exclusions", deviceID), nil, &excluded); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "No key for %s.\n", plain(exclusionText(excluded, "from now on")))
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "No key for %s.\nThe user's managed device hears of it with the next rotation, or with `keyherald rotations repeat`.\n",
+			plain(exclusionText(excluded, "from now on")))
 		return err
 	}, &userID, &deviceID)
 	include := deviceAct(r, "include", "Lift an exclusion: the device gets the key again, with the user's next rotation or `keyherald rotations repeat`", func(cmd *cobra.Command, c *client) error {
