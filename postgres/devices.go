@@ -74,7 +74,7 @@ func (db *DB) Device(ctx context.Context, key uuid.UUID) (Device, error) {
 // LockDevice is Device, and locks it until the transaction ends. Whoever locks a device does it before its re-enrollments and
 // before rotations.
 func (db *DB) LockDevice(ctx context.Context, key uuid.UUID) (Device, error) {
-	device, err := scanDevice(db.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1 FOR UPDATE`, key))
+	device, err := scanDevice(db.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1 FOR NO KEY UPDATE`, key))
 	if err != nil {
 		return device, fmt.Errorf("locking device %s: %w", key, err)
 	}

@@ -71,9 +71,9 @@ func (db *DB) HighestMarks(ctx context.Context, devices []uuid.UUID) (map[uuid.U
 }
 
 // DeviceWentBack records that a device's store was put back to an earlier state: it has to be enrolled anew, and not
-// under its old keys.
+// under its old keys. One that was revoked stays so.
 func (db *DB) DeviceWentBack(ctx context.Context, device uuid.UUID, at time.Time) error {
-	_, err := db.Exec(ctx, `UPDATE device SET state = 'needs_enrollment', went_back_at = $2 WHERE id = $1`, device, at)
+	_, err := db.Exec(ctx, `UPDATE device SET state = CASE WHEN state = 'revoked' THEN state ELSE 'needs_enrollment' END, went_back_at = $2 WHERE id = $1`, device, at)
 	if err != nil {
 		return fmt.Errorf("recording that the store of device %s went back: %w", device, err)
 	}

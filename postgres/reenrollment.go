@@ -15,9 +15,9 @@ import (
 // ReenrollmentState is where a device stands that asked again.
 type ReenrollmentState string
 
-// The states: it waits for an admin; he released it, and the bot has yet to look; he rejected it, or the user left the roster; the device is enrolled
-// again; the device asked once more, with yet another identity; the identity had changed again when the bot looked, or the
-// device was enrolled or revoked meanwhile.
+// The states: it waits for an admin; he released it, and the bot has yet to look; he rejected it, or the device was revoked or its user left the
+// roster; the device is enrolled again; the device asked once more, with yet another identity; the identity had changed again
+// when the bot looked, or the device was enrolled with a code meanwhile.
 const (
 	ReenrollmentWaiting  ReenrollmentState = "waiting"
 	ReenrollmentReleased ReenrollmentState = "released"

@@ -122,7 +122,7 @@ func (db *DB) BurnCodes(ctx context.Context, users []id.UserID, now time.Time) (
 
 // LockDevicesOf reads the devices of users that are not revoked, and locks them until the transaction ends.
 func (db *DB) LockDevicesOf(ctx context.Context, users []id.UserID) ([]Device, error) {
-	return db.devices(ctx, `user_id = ANY ($1) AND state <> 'revoked' ORDER BY id FOR UPDATE`, pq.Array(users))
+	return db.devices(ctx, `user_id = ANY ($1) AND state <> 'revoked' ORDER BY id FOR NO KEY UPDATE`, pq.Array(users))
 }
 
 // RevokeDevices revokes devices; that their events are appended, and they are told, is for the caller.

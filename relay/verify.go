@@ -80,10 +80,17 @@ func pinned(d postgres.Device) crosssigning.Device {
 }
 
 func (s *Session) needsEnrollment(ctx context.Context, d postgres.Device) error {
-	return s.db.Txn(ctx, func(ctx context.Context) error { return s.stopTrusting(ctx, d) })
+	return s.db.Txn(ctx, func(ctx context.Context) error {
+		// It may have been revoked while the homeserver was asked, and stays so; or enrolled anew.
+		now, err := s.db.LockDevice(ctx, d.ID)
+		if err != nil || now.State != postgres.Enrolled || now.MasterKey != d.MasterKey {
+			return err
+		}
+		return s.stopTrusting(ctx, now)
+	})
 }
 
-// stopTrusting is needsEnrollment in the caller's transaction.
+// stopTrusting is needsEnrollment in the caller's transaction, which has locked the device.
 func (s *Session) stopTrusting(ctx context.Context, d postgres.Device) error {
 	if err := s.db.SetDeviceState(ctx, d.ID, postgres.NeedsEnrollment); err != nil {
 		return err

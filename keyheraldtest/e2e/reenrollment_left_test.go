@@ -112,19 +112,6 @@ func TestADeviceThatAsksAgainIsTurnedAwayWhenItsUserLeavesTheRoster(t *testing.T
 	}
 }
 
-// lockIsAwaited returns when somebody waits for a lock in the database, as the bot does for the row of a device.
-func (w *world) lockIsAwaited(t *testing.T) error {
-	t.Helper()
-	return keyheraldtest.Until(t.Context(), 30*time.Second, func() error {
-		var waiting int
-		err := w.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
-		if err == nil && waiting == 0 {
-			err = errors.New("nobody waits for the device's row")
-		}
-		return err
-	})
-}
-
 func TestADeviceThatIsRevokedWhileItWaitsIsRejectedAndTheLogSaysSo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -146,38 +133,6 @@ func TestADeviceThatIsRevokedWhileItWaitsIsRejectedAndTheLogSaysSo(t *testing.T)
 	}
 	if last, d := w.last(t); last.State != postgres.ReenrollmentRejected || d.State != postgres.Revoked || len(w.waiting(t)) != 0 {
 		t.Errorf("it is %q, and the device %s", last.State, d.State)
-	}
-}
-
-// An enrollment by a code does not overtake the revocation of the same device.
-func TestADeviceThatIsRevokedWhileItEnrollsWithACodeStaysRevoked(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	ctx := t.Context()
-	account := w.open(t, "managed")
-	w.enroll(t, account)
-	devices, err := w.db.Devices(ctx, w.alice)
-	check(t, err)
-	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
-	check(t, err)
-	answer := make(chan error, 1)
-	check(t, w.db.Txn(ctx, func(ctx context.Context) error {
-		if err := w.engine.Revoke(ctx, w.alice, devices[0].DeviceID, "lost", keyheraldtest.Admin()); err != nil {
-			return err
-		}
-		go func() {
-			limited, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			answer <- account.Enroll(limited, code)
-		}()
-		return w.lockIsAwaited(t)
-	}))
-	var refused device.Refused
-	if err := <-answer; !errors.As(err, &refused) || refused.Reason != protocol.RefusedIdentityKeyChanged {
-		t.Errorf("it is answered %v", err)
-	}
-	if devices, err = w.db.Devices(ctx, w.alice); err != nil || devices[0].State != postgres.Revoked {
-		t.Errorf("the device is %v, %v", devices[0].State, err)
 	}
 }
 
@@ -220,7 +175,7 @@ func TestNoDeviceIsEnrolledAgainOrQueuedWhoseUserLeavesMeanwhile(t *testing.T) {
 					return err
 				}
 				test.meanwhile(t, w, account)
-				if err := w.lockIsAwaited(t); err != nil {
+				if err := w.isAwaited(t, ctx, "FROM device"); err != nil {
 					return err
 				}
 				// Who waits for the device holds nothing yet of what it asked: the other way round both would wait for each other.
