@@ -39,6 +39,8 @@ type Options struct {
 	Sync           Sync
 	// Pace is shared by the accounts of a process; nil holds nothing back.
 	Pace *Pace
+	// Claiming is shared by the accounts of a process, which all claim keys of the same bot.
+	Claiming todevice.Turn
 	// Carrying, if set, is told how far a carry-over is; done is total when it is over.
 	Carrying func(user id.UserID, done, total int)
 	Now      func() time.Time
@@ -102,7 +104,7 @@ func Open(ctx context.Context, config AccountConfig, options Options) (*Account,
 func (a *Account) Close() error { return a.store.close() }
 
 func (a *Account) connect() error {
-	endpoint, err := todevice.New(todevice.Config{DB: a.store.db, Client: a.client, AccountID: "device", PickleKey: a.store.pickleKey, Now: a.now, Log: a.log})
+	endpoint, err := todevice.New(todevice.Config{DB: a.store.db, Client: a.client, AccountID: "device", PickleKey: a.store.pickleKey, Claiming: a.options.Claiming, Now: a.now, Log: a.log})
 	if err != nil {
 		return err
 	}

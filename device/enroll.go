@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/keyherald/keyherald/internal/loop"
 	"github.com/keyherald/keyherald/protocol"
 	"github.com/keyherald/keyherald/todevice"
 )
@@ -38,26 +40,38 @@ func (a *Account) askToEnroll(ctx context.Context, bot id.UserID, masterKey id.E
 		return errors.New("the device is not cross-signed: verify it first")
 	}
 	p := pin{BotUserID: bot, BotMasterKey: masterKey, OwnMasterKey: own.MasterKey}
-	for {
+	key, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("making a request's id: %w", err)
+	}
+	for tries := 1; ; tries++ {
 		request, err := a.request(ctx, p, own.MasterKey)
 		if err != nil {
 			return err
 		}
+		request.RequestID = key
 		if err := because(&request); err != nil {
 			return err
 		}
 		if err := a.send(ctx, p, request, nil); err != nil {
 			return err
 		}
-		if err := a.awaitAnswer(ctx, false); !errors.Is(err, errUnread) {
+		err = a.awaitAnswer(ctx, &answerWait{account: a, request: key})
+		if !errors.Is(err, errUnread) || tries == unreadTries {
 			return err
 		}
-		a.log.Warn().Msg("The server could not read the request: it is sent again")
+		a.log.Warn().Msg("The server could not read the request, or its answer could not be read: it is sent again")
+		if loop.Pause(ctx, time.Second); ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
 	}
 }
 
+// unreadTries is how often a request is sent; more would be somebody who plays.
+const unreadTries = 5
+
 // errUnread ends the wait for an answer that may never come: one side could not read what the other sent.
-var errUnread = errors.New("a message could not be read")
+var errUnread = errors.New("what the device and the server write to each other cannot be read: try again in an hour, when a new Olm session may be opened")
 
 // request is one that says who the device is, and not yet why it should be enrolled.
 func (a *Account) request(ctx context.Context, p pin, userMasterKey id.Ed25519) (protocol.EnrollRequest, error) {
@@ -94,9 +108,8 @@ func (a *Account) send(ctx context.Context, p pin, request protocol.EnrollReques
 	})
 }
 
-// awaitAnswer waits for the answer to a request, which was one to be enrolled again or not.
-func (a *Account) awaitAnswer(ctx context.Context, again bool) error {
-	waiter := &answerWait{account: a, again: again}
+// awaitAnswer waits for the answer to a request.
+func (a *Account) awaitAnswer(ctx context.Context, waiter *answerWait) error {
 	for waiter.answer == nil {
 		if _, err := a.endpoint.Flush(ctx, nil); err != nil {
 			return err
@@ -120,7 +133,9 @@ func (a *Account) awaitAnswer(ctx context.Context, again bool) error {
 // answerWait handles messages while Enroll waits: the server's answer, and everything else as always.
 type answerWait struct {
 	account *Account
+	// again says that the request was one to be enrolled again; else request is its id.
 	again   bool
+	request uuid.UUID
 	answer  *protocol.EnrollResponse
 	// unread is set where the request, or the answer to it, could not be read.
 	unread bool
@@ -162,6 +177,10 @@ func (w *answerWait) Handle(ctx context.Context, message *todevice.Message) erro
 			w.answer = &answer
 		}
 		return a.reenrolled(ctx, message)
+	}
+	// One that was sent twice has two answers, and the second may come when another is waited for. Older servers name none.
+	if answer.RequestID != uuid.Nil && answer.RequestID != w.request {
+		return nil
 	}
 	w.answer = &answer
 	if !answer.Accepted {

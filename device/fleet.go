@@ -14,6 +14,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/internal/loop"
+	"github.com/keyherald/keyherald/todevice"
 )
 
 // Fleet runs every account file of a directory and notices added, removed and changed ones within two seconds.
@@ -21,6 +22,7 @@ type Fleet struct {
 	config    Config
 	pickleKey []byte
 	pace      *Pace
+	claiming  todevice.Turn
 	carrying  func(user id.UserID, done, total int)
 	log       zerolog.Logger
 	// places are those of accounts that come into being at once: each asks the homeserver for much.
@@ -35,7 +37,7 @@ func NewFleet(config Config, carrying func(user id.UserID, done, total int), log
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{config: config, pickleKey: key, pace: NewPace(config.CarryRequests), carrying: carrying, places: make(chan struct{}, provisioning), log: log}, nil
+	return &Fleet{config: config, pickleKey: key, pace: NewPace(config.CarryRequests), claiming: todevice.NewTurn(), carrying: carrying, places: make(chan struct{}, provisioning), log: log}, nil
 }
 
 // Files names the account files, by account name.
@@ -58,7 +60,7 @@ func (f *Fleet) Open(ctx context.Context, name string) (*Account, error) {
 		return nil, err
 	}
 	return Open(ctx, config, Options{StorePath: filepath.Join(f.config.State, name+".db"), PickleKey: f.pickleKey,
-		StatusInterval: f.config.StatusInterval, Sync: f.config.Sync, Authorize: f.Authorize, Pace: f.pace, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
+		StatusInterval: f.config.StatusInterval, Sync: f.config.Sync, Authorize: f.Authorize, Pace: f.pace, Claiming: f.claiming, Carrying: f.carrying, Log: f.log.With().Str("account", name).Logger()})
 }
 
 type running struct {

@@ -71,16 +71,15 @@ func (a *Account) greeting(ctx context.Context, message *todevice.Message) error
 	if !message.Began {
 		return nil
 	}
-	unread := []string{protocol.TypeStatus.Type, protocol.TypeProgress.Type}
-	if !p.Accepted {
-		// It is told nothing but that the device asks to be enrolled again, if it does.
-		unread = []string{protocol.TypeEnrollRequest.Type}
-		if p.Asked == "" {
-			return nil
-		}
-	}
 	bot, _ := message.SenderDevice()
-	n, err := a.endpoint.QueueAgain(ctx, bot, unread...)
+	n, err := a.endpoint.QueueAgain(ctx, bot, func(eventType string, content []byte) bool {
+		if p.Accepted {
+			return eventType == protocol.TypeStatus.Type || eventType == protocol.TypeProgress.Type
+		}
+		// Then it is told nothing but that the device asks to be enrolled again, if it does.
+		var request protocol.EnrollRequest
+		return p.Asked != "" && eventType == protocol.TypeEnrollRequest.Type && json.Unmarshal(content, &request) == nil && request.UserMasterKey == p.Asked
+	})
 	if n > 0 {
 		a.log.Warn().Int("messages", n).Msg("The server could not read a message: what it was told in the last day is sent again")
 	}

@@ -52,7 +52,7 @@ func (a *Account) EnrollAgain(ctx context.Context) (waits bool, err error) {
 	if err := a.queueAgain(ctx, p, identity.MasterKey, nil); err != nil {
 		return false, err
 	}
-	err = a.awaitAnswer(ctx, true)
+	err = a.awaitAnswer(ctx, &answerWait{account: a, again: true})
 	refused := Refused{}
 	if errors.As(err, &refused) && refused.Reason == protocol.RefusedQueued {
 		return true, nil

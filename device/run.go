@@ -73,6 +73,7 @@ func (a *Account) Run(ctx context.Context) error {
 	loops.Go(func() {
 		loop.Repeat(ctx, nil, min(cleanUpInterval, a.options.StatusInterval), func() {
 			a.warn(ctx, a.cleanUp(ctx), "An old key-backup version is kept for now")
+			a.warn(ctx, a.endpoint.Forget(ctx), "What the server was told is kept for now")
 		})
 	})
 	if kept, ok := a.kms.(interface {

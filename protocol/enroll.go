@@ -3,6 +3,7 @@ package protocol
 import (
 	"errors"
 
+	"github.com/google/uuid"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -23,6 +24,8 @@ type EnrollRequest struct {
 	SigningKey      id.Ed25519    `json:"signing_key"`
 	Name            string        `json:"name,omitempty"`
 	SoftwareVersion string        `json:"software_version,omitempty"`
+	// RequestID comes back in the answer. Devices before it sent none.
+	RequestID uuid.UUID `json:"request_id,omitzero"`
 }
 
 // Validate reports the first field that cannot be right, whatever the sender is.
@@ -55,8 +58,10 @@ type EnrollResponse struct {
 	SequenceFloor int64      `json:"sequence_floor"`
 	UserMasterKey id.Ed25519 `json:"user_master_key,omitempty"`
 	// Again is of the request that is answered, since the last word about that may come days later.
-	Again    bool     `json:"again,omitempty"`
-	Settings Settings `json:"settings"`
+	Again bool `json:"again,omitempty"`
+	// RequestID is the request's; older servers send none.
+	RequestID uuid.UUID `json:"request_id,omitzero"`
+	Settings  Settings  `json:"settings"`
 }
 
 // Settings are the server's wishes; they can only narrow the device's own configuration.

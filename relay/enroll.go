@@ -67,6 +67,22 @@ func (e *Engine) Revoke(ctx context.Context, user id.UserID, device id.DeviceID,
 // takeAway makes the open rotations that a device was working on due again, since it is enrolled no more: another device
 // acts, or none. The cause, if there is one, stands until a device accepts the rotation.
 func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol.ErrorCode) error {
+	return e.ofDevice(ctx, d, func(r postgres.Rotation, _ []postgres.Attempt) error {
+		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Received, cause, ""
+		if cause != "" {
+			r.NextAction = rotation.NextAction(cause)
+		}
+		if err := e.db.UpdateRotation(ctx, r, e.now()); err != nil {
+			return err
+		}
+		return e.db.Append(ctx, audit.Event{Time: e.now(), Actor: audit.ByRelay(), Action: audit.RotationReassigned, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
+			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("from", d.DeviceID)}})
+	})
+}
+
+// ofDevice locks the open rotations that a device works on, newest first, and hands each over with its attempts: the last
+// one is the device's.
+func (e *Engine) ofDevice(ctx context.Context, d postgres.Device, do func(r postgres.Rotation, attempts []postgres.Attempt) error) error {
 	open, err := e.db.Rotations(ctx, d.UserID, true)
 	if err != nil {
 		return err
@@ -83,16 +99,7 @@ func (e *Engine) takeAway(ctx context.Context, d postgres.Device, cause protocol
 		if !ok || r.Facts.State != rotation.Working || len(attempts) == 0 || attempts[len(attempts)-1].Device != d.ID {
 			continue
 		}
-		r.Facts.State, r.Facts.Attention, r.NextAction = rotation.Received, cause, ""
-		if cause != "" {
-			r.NextAction = rotation.NextAction(cause)
-		}
-		if err := e.db.UpdateRotation(ctx, r, e.now()); err != nil {
-			return err
-		}
-		err = e.db.Append(ctx, audit.Event{Time: e.now(), Actor: audit.ByRelay(), Action: audit.RotationReassigned, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.ID("from", d.DeviceID)}})
-		if err != nil {
+		if err := do(r, attempts); err != nil {
 			return err
 		}
 	}
@@ -126,7 +133,7 @@ func (s *Session) enroll(ctx context.Context, message *todevice.Message) error {
 	if err != nil {
 		return err
 	}
-	response := protocol.EnrollResponse{Accepted: v.refusal == "", Reason: v.refusal, UserMasterKey: request.UserMasterKey, Again: request.Again}
+	response := protocol.EnrollResponse{Accepted: v.refusal == "", Reason: v.refusal, UserMasterKey: request.UserMasterKey, Again: request.Again, RequestID: request.RequestID}
 	event := audit.Event{Time: now, Actor: audit.ByDevice(message.Sender, request.DeviceID), Subject: audit.OfDevice(message.Sender, request.DeviceID)}
 	if v.refusal == "" {
 		if response.SequenceFloor, err = s.db.LastSequence(ctx, message.Sender); err != nil {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -20,15 +21,40 @@ func (e *Engine) Retry(ctx context.Context, rotationID uuid.UUID, actor audit.Ac
 		if r.Held {
 			return refusal.New(refusal.Conflict, audit.RefusedHeld, "rotation %s is held (%s): %w: `keyherald rotations release` lets it go", r.ID, r.HeldFor, ErrNotPossible)
 		}
-		before := r.Facts.State
-		r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""
-		now := e.now()
-		if err := e.db.UpdateRotation(ctx, r, now); err != nil {
-			return err
-		}
-		return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
-			Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", before)}})
+		return e.anotherAttempt(ctx, r, actor, e.now())
 	})
+}
+
+// unreadTries is how many attempts a device gets at a rotation because it could not read a trigger.
+const unreadTries = 10
+
+// triggerUnread asks for another attempt at the rotations whose trigger a device has not answered, in the transaction of a
+// message by which the device began an Olm session: it could not read something (client-server API, "Recovering from
+// undecryptable messages"), and a trigger is not sent twice, since whoever did read it would reject the second.
+func (s *Session) triggerUnread(ctx context.Context, d postgres.Device) error {
+	asked := false
+	err := s.ofDevice(ctx, d, func(r postgres.Rotation, attempts []postgres.Attempt) error {
+		if attempts[len(attempts)-1].Stage != "" || len(attempts) > unreadTries {
+			return nil
+		}
+		asked = true
+		return s.anotherAttempt(ctx, r, audit.ByRelay(), s.now())
+	})
+	if err != nil || !asked {
+		return err
+	}
+	return s.db.Notify(ctx, WorkChannel, "")
+}
+
+// anotherAttempt makes a locked rotation due again.
+func (e *Engine) anotherAttempt(ctx context.Context, r postgres.Rotation, actor audit.Actor, now time.Time) error {
+	before := r.Facts.State
+	r.Facts.State, r.Facts.Attention, r.Facts.Failure, r.NextAction = rotation.Received, "", "", ""
+	if err := e.db.UpdateRotation(ctx, r, now); err != nil {
+		return err
+	}
+	return e.db.Append(ctx, audit.Event{Time: now, Actor: actor, Action: audit.RotationRetried, Subject: audit.OfUser(r.UserID), Rotation: r.ID,
+		Outcome: audit.Accepted, Detail: audit.Detail{audit.Word("from", before)}})
 }
 
 // Cancel ends an open rotation; the device is told to stop where it is. What is done stays done.

@@ -224,7 +224,10 @@ func (s *Session) Handle(ctx context.Context, message *todevice.Message) error {
 		}
 		return s.status(ctx, device, status, message.Content)
 	case event.ToDeviceDummy.Type:
-		return nil
+		if !message.Began {
+			return nil
+		}
+		return s.triggerUnread(ctx, device)
 	default:
 		return s.unusable(ctx, message, audit.RefusedUnknownType)
 	}

@@ -27,6 +27,12 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	} else if wentBack {
 		return s.wentBack(ctx, device, audit.RefusedStoreBranched, status.ReportID, status.Store, now)
 	}
+	if overtaken(device, status) {
+		if err := s.db.SawDevice(ctx, device.ID, now, nil); err != nil {
+			return err
+		}
+		return s.acts(ctx, device, status, now)
+	}
 	if err := s.db.SawDevice(ctx, device.ID, now, raw); err != nil {
 		return err
 	}
@@ -46,6 +52,13 @@ func (s *Session) status(ctx context.Context, device postgres.Device, status pro
 	}
 	// Offline was waiting, not failure: a device that is back is worth another look.
 	return s.db.Notify(ctx, WorkChannel, "")
+}
+
+// overtaken reports whether a newer status of the device is known: one that could not be read is sent again, and may come
+// after its successors. What it says of how things are is over then, and what it says was done is still news.
+func overtaken(device postgres.Device, status protocol.Status) bool {
+	var known protocol.Status
+	return json.Unmarshal(device.Status, &known) == nil && known.Store != nil && status.Store != nil && status.Store.Count < known.Store.Count
 }
 
 // tellStatus audits a status that is news. The others stand in the device's row alone.

@@ -10,14 +10,18 @@ import (
 	"github.com/keyherald/keyherald/crosssigning"
 )
 
-// keptFor is how long the content of a message is kept that may be needed again.
-const keptFor = 24 * time.Hour
+// keptFor is how long the content of a message is kept that may be needed again, and mostKept how many are queued again.
+const (
+	keptFor  = 24 * time.Hour
+	mostKept = 200
+)
 
-// QueueAgain encrypts anew, within InTxn, what of these types was queued for the device in the last day and kept
-// (Outgoing.Again). A device begins an Olm session where it could not read a message (client-server API, "Recovering from
-// undecryptable messages"): that one is lost, those sent with the same session after it are lost too, and nobody says
-// which they were. Whoever reads them tells from their content what he has already. There must be a session with the device.
-func (e *Endpoint) QueueAgain(ctx context.Context, to crosssigning.Device, types ...string) (n int, err error) {
+// QueueAgain encrypts anew, within InTxn, the messages that may be wanted of those that were queued for the device in the
+// last day and kept (Outgoing.Again), the newest 200 of them. A device begins an Olm session where it could not read a
+// message (client-server API, "Recovering from undecryptable messages"): that one is lost, those sent with the same session
+// after it are lost too, and nobody says which they were. Whoever reads them tells from their content what he has already.
+// There must be a session with the device.
+func (e *Endpoint) QueueAgain(ctx context.Context, to crosssigning.Device, wanted func(eventType string, content []byte) bool) (n int, err error) {
 	state, err := e.state(ctx)
 	if err != nil {
 		return 0, err
@@ -27,7 +31,7 @@ func (e *Endpoint) QueueAgain(ctx context.Context, to crosssigning.Device, types
 		return 0, err
 	}
 	for _, m := range kept {
-		if !slices.Contains(types, m.eventType) {
+		if !wanted(m.eventType, []byte(m.content)) {
 			continue
 		}
 		ciphertext, err := e.encrypt(ctx, to, m.eventType, json.RawMessage(m.content), nil)
@@ -56,8 +60,8 @@ type keptMessage struct{ id, eventType, content string }
 // kept are the messages to a device that may be needed again, oldest first.
 func (e *Endpoint) kept(ctx context.Context, to crosssigning.Device) ([]keptMessage, error) {
 	rows, err := e.db.Query(ctx, `SELECT id, type, again FROM todevice_outbox WHERE account_id = $1 AND again <> '' AND created_at >= $2
-		AND recipient_user = $3 AND recipient_device = $4 AND state IN ('sent', 'pending') ORDER BY id`,
-		e.accountID, e.now().Add(-keptFor).UnixMilli(), to.UserID, to.DeviceID)
+		AND recipient_user = $3 AND recipient_device = $4 AND state IN ('sent', 'pending') ORDER BY id DESC LIMIT $5`,
+		e.accountID, e.now().Add(-keptFor).UnixMilli(), to.UserID, to.DeviceID, mostKept)
 	if err != nil {
 		return nil, fmt.Errorf("looking for what was sent: %w", err)
 	}
@@ -70,11 +74,12 @@ func (e *Endpoint) kept(ctx context.Context, to crosssigning.Device) ([]keptMess
 		}
 		kept = append(kept, m)
 	}
+	slices.Reverse(kept)
 	return kept, rows.Err()
 }
 
-// forget lets go of the contents that nobody will ask for again.
-func (e *Endpoint) forget(ctx context.Context) error {
+// Forget lets go of the contents that were kept for QueueAgain and are too old for it.
+func (e *Endpoint) Forget(ctx context.Context) error {
 	_, err := e.db.Exec(ctx, `UPDATE todevice_outbox SET again = '' WHERE account_id = $1 AND again <> '' AND created_at < $2`,
 		e.accountID, e.now().Add(-keptFor).UnixMilli())
 	if err != nil {

@@ -47,16 +47,24 @@ func Databases(db *dbutil.Database) []*dbutil.Database {
 }
 
 // Config is what an Endpoint stands on. Client must be logged in as the device; its retries are switched off, since
-// the outbox retries by itself. Fence, if set, runs first in every transaction and fails it: the bot's lease.
+// the outbox retries by itself. Fence, if set, runs first in every transaction and fails it: the bot's lease. Claiming may be
+// shared by the endpoints of a process.
 type Config struct {
 	DB        *dbutil.Database
 	Client    *mautrix.Client
 	AccountID string
 	PickleKey []byte
 	Fence     func(ctx context.Context) error
+	Claiming  Turn
 	Now       func() time.Time
 	Log       zerolog.Logger
 }
+
+// Turn lets one at a time through.
+type Turn chan struct{}
+
+// NewTurn makes a Turn that is nobody's.
+func NewTurn() Turn { return make(Turn, 1) }
 
 // Endpoint is safe for concurrent use: its transactions run one after the other.
 type Endpoint struct {
@@ -74,7 +82,7 @@ type Endpoint struct {
 	flushing sync.Mutex
 	// claiming makes one claim of one-time keys at a time: Dendrite on PostgreSQL gives the same key to two who claim at once
 	// (v0.15.2 reads it and deletes it in statements of their own), and the second session is then one that nobody can read.
-	claiming sync.Mutex
+	claiming Turn
 	// pausedUntil is when the homeserver takes messages again, those that are queued meanwhile included.
 	pausedUntil time.Time
 	arrived     chan struct{}
@@ -101,6 +109,9 @@ func New(config Config) (*Endpoint, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
+	if config.Claiming == nil {
+		config.Claiming = NewTurn()
+	}
 	config.Client.DefaultHTTPRetries = 0
 	return &Endpoint{
 		db:        config.DB,
@@ -108,6 +119,7 @@ func New(config Config) (*Endpoint, error) {
 		accountID: config.AccountID,
 		pickleKey: config.PickleKey,
 		fence:     config.Fence,
+		claiming:  config.Claiming,
 		now:       config.Now,
 		log:       config.Log,
 		arrived:   make(chan struct{}, 1),

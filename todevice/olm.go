@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
@@ -132,7 +133,7 @@ func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, m
 		if err != nil {
 			continue
 		}
-		session.LastDecryptedTime = e.now()
+		session.LastDecryptedTime = e.clock()
 		if err := state.store.UpdateSession(ctx, sender, session); err != nil {
 			return nil, false, fmt.Errorf("saving an Olm session: %w", err)
 		}
@@ -150,7 +151,8 @@ func (e *Endpoint) open(ctx context.Context, state *txn, sender id.Curve25519, m
 		return nil, false, fmt.Errorf("%w: %w", errNoSession, err)
 	}
 	// By the clock that our own sessions have (newSession): the latest is the one that is written with.
-	session.CreationTime, session.LastEncryptedTime, session.LastDecryptedTime = e.now(), e.now(), e.now()
+	now := e.clock()
+	session.CreationTime, session.LastEncryptedTime, session.LastDecryptedTime = now, now, now
 	if err := state.store.AddSession(ctx, sender, session); err != nil {
 		return nil, false, fmt.Errorf("saving a new Olm session: %w", err)
 	}
@@ -235,11 +237,14 @@ func (e *Endpoint) newSession(state *txn, to crosssigning.Device, oneTimeKey id.
 	if err != nil {
 		return nil, fmt.Errorf("opening an Olm session with %s: %w", to.DeviceID, err)
 	}
-	now := e.now()
+	now := e.clock()
 	return &crypto.OlmSession{Internal: internal, ExpirationMixin: crypto.ExpirationMixin{
 		TimeMixin: crypto.TimeMixin{CreationTime: now, LastEncryptedTime: now, LastDecryptedTime: now},
 	}}, nil
 }
+
+// clock is the time as sessions keep it: the store compares it as text.
+func (e *Endpoint) clock() time.Time { return e.now().UTC().Round(0) }
 
 // ErrNoOneTimeKey means that a device has no Olm session with us and no one-time key left to begin one.
 var ErrNoOneTimeKey = errors.New("the device has no one-time key")
@@ -272,9 +277,13 @@ func (e *Endpoint) Claim(ctx context.Context, fresh bool, devices ...crosssignin
 	if len(request) == 0 {
 		return claims, nil
 	}
-	e.claiming.Lock()
+	select {
+	case e.claiming <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting to claim one-time keys: %w", ctx.Err())
+	}
 	resp, err := e.client.ClaimKeys(ctx, &mautrix.ReqClaimKeys{OneTimeKeys: request, Timeout: 10_000})
-	e.claiming.Unlock()
+	<-e.claiming
 	if err != nil {
 		return nil, fmt.Errorf("claiming one-time keys: %w", err)
 	}

@@ -23,7 +23,8 @@ type Outgoing struct {
 	To      crosssigning.Device
 	Type    string
 	Content any
-	// Again keeps the content for a day, in clear, so that QueueAgain can encrypt it anew: never where it holds a secret.
+	// Again keeps the content in clear, until Forget is called after a day, so that QueueAgain can encrypt it anew: never
+	// where it holds a secret.
 	Again bool
 }
 
@@ -60,11 +61,6 @@ func (e *Endpoint) Queue(ctx context.Context, out Outgoing, claims Claims) error
 	request, err := state.requests.place(recipient{out.To.UserID, out.To.DeviceID}, len(ciphertext))
 	if err != nil {
 		return err
-	}
-	if out.Again {
-		if err := e.forget(ctx); err != nil {
-			return err
-		}
 	}
 	_, err = e.db.Exec(ctx, `INSERT INTO todevice_outbox (id, account_id, key, recipient_user, recipient_device, type, content, created_at, request, again)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,

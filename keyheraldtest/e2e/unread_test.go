@@ -139,3 +139,31 @@ func TestADeviceThatAsksToBeEnrolledAgainIsHeardThoughItsRequestCouldNotBeRead(t
 		return enrolled && devices[0].State == postgres.Enrolled
 	})
 }
+
+// A trigger is not sent twice: the rotation gets another attempt.
+func TestATriggerThatTheDeviceCouldNotReadIsFollowedByAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+	account := w.open(t, "managed")
+	w.enroll(t, account)
+	w.newKey(t, "1")
+	w.notify(t, "n1", "1")
+	wait(t, "the trigger to be sent", func() (sent bool) {
+		check(t, w.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM todevice_outbox WHERE key LIKE 'trigger/%' AND state = 'sent')`).Scan(&sent))
+		return sent
+	})
+	// What it was encrypted with is gone, as where the device's first session is one that nobody can read.
+	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?_pragma=busy_timeout(5000)")
+	check(t, err)
+	_, err = store.ExecContext(ctx, `DELETE FROM crypto_olm_session`)
+	check(t, errors.Join(err, store.Close()))
+	run(t, account.Run)
+	w.waitDone(t)
+	if counts := countedByOutcome(t, w.db); counts["rotation.retried accepted"] != 1 || counts["rotation.done accepted"] != 1 {
+		t.Errorf("the log has %v", counts)
+	}
+	if attempts, err := w.db.Attempts(ctx, w.onlyRotation(t).ID); err != nil || len(attempts) != 2 {
+		t.Errorf("there are %d attempts: %v", len(attempts), err)
+	}
+}
