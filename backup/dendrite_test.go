@@ -27,11 +27,12 @@ import (
 var hs *keyheraldtest.Homeserver
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
+	var cluster *keyheraldtest.Postgres
+	os.Exit(keyheraldtest.RunWithPostgres(&cluster, func() int {
 		dir, err := os.MkdirTemp("", "keyherald-backup-")
 		if err == nil {
 			defer func() { _ = os.RemoveAll(dir) }()
-			hs, err = keyheraldtest.StartWanted(context.Background(), dir)
+			hs, err = keyheraldtest.StartWanted(context.Background(), cluster, dir)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "starting the homeserver:", err)
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = hs.Close() }()
 		return m.Run()
-	}())
+	}))
 }
 
 const password = "correct horse"

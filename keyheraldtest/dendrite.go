@@ -21,7 +21,29 @@ func DendriteBinaries(ctx context.Context, progress io.Writer) (string, error) {
 
 // StartDendrite starts a homeserver in dir with these application-service registrations, on a PostgreSQL of its own as an
 // operator has it: on SQLite Dendrite answers now and then that its database is locked, and has then lost what was asked.
-func StartDendrite(ctx context.Context, dir string, registrations ...string) (_ *Homeserver, err error) {
+func StartDendrite(ctx context.Context, dir string, registrations ...string) (*Homeserver, error) {
+	// Processes are killed, and the machine is not: nothing has to be forced to the disk.
+	cluster, err := StartPostgres(ctx, "fsync=off", "shared_buffers=16MB")
+	if err != nil {
+		return nil, fmt.Errorf("starting the homeserver's PostgreSQL: %w", err)
+	}
+	hs, err := DendriteOn(cluster)(ctx, dir, registrations...)
+	if err != nil {
+		return nil, errors.Join(err, cluster.Close())
+	}
+	hs.dispose = cluster.Close
+	return hs, nil
+}
+
+// DendriteOn is StartDendrite with a database in this cluster, which is dropped when the homeserver is closed: many
+// homeservers one after the other start sooner so.
+func DendriteOn(cluster *Postgres) StartHomeserver {
+	return func(ctx context.Context, dir string, registrations ...string) (*Homeserver, error) {
+		return startDendrite(ctx, cluster, dir, registrations)
+	}
+}
+
+func startDendrite(ctx context.Context, cluster *Postgres, dir string, registrations []string) (_ *Homeserver, err error) {
 	bin, err := DendriteBinaries(ctx, os.Stderr)
 	if err != nil {
 		return nil, err
@@ -34,12 +56,16 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (_ 
 	if out, err := exec.CommandContext(ctx, filepath.Join(bin, "generate-keys"), "--private-key", key).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("making the homeserver's key: %w: %s", err, out)
 	}
-	// Processes are killed in tests, and the machine is not: nothing has to be forced to the disk.
-	cluster, err := StartPostgres(ctx, "fsync=off", "shared_buffers=16MB", "max_connections=100")
+	database, err := freshName()
 	if err != nil {
-		return nil, fmt.Errorf("starting the homeserver's PostgreSQL: %w", err)
+		return nil, err
 	}
-	hs := &Homeserver{Name: "Dendrite " + dendriteVersion, URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir, cluster: cluster,
+	database = "dendrite_" + database
+	drop := func() error {
+		return execAll(context.WithoutCancel(ctx), cluster.url("postgres", "postgres"), "DROP DATABASE IF EXISTS "+database+" WITH (FORCE)")
+	}
+	hs := &Homeserver{Name: "Dendrite " + dendriteVersion, URL: fmt.Sprintf("http://127.0.0.1:%d", port), Dir: dir,
+		DatabaseURL: cluster.url("postgres", database), dispose: drop,
 		program: []string{filepath.Join(bin, "dendrite"), "-config", filepath.Join(dir, "dendrite.yaml"),
 			"-http-bind-address", fmt.Sprintf("127.0.0.1:%d", port), "-really-enable-open-registration"}}
 	defer func() {
@@ -47,23 +73,13 @@ func StartDendrite(ctx context.Context, dir string, registrations ...string) (_ 
 			err = errors.Join(err, hs.Close())
 		}
 	}()
-	if err := execAll(ctx, cluster.url("postgres", "postgres"), "CREATE DATABASE "+dendriteDatabase); err != nil {
+	if err := execAll(ctx, cluster.url("postgres", "postgres"), "CREATE DATABASE "+database); err != nil {
 		return nil, fmt.Errorf("making the homeserver's database: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, hs.DatabaseURL(), registrations)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "dendrite.yaml"), []byte(dendriteConfig(dir, key, hs.DatabaseURL, registrations)), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the homeserver's config: %w", err)
 	}
 	return hs, hs.Start(ctx)
-}
-
-const dendriteDatabase = "dendrite"
-
-// DatabaseURL is where Dendrite has its database, and empty for another homeserver.
-func (hs *Homeserver) DatabaseURL() string {
-	if hs.cluster == nil {
-		return ""
-	}
-	return hs.cluster.url("postgres", dendriteDatabase)
 }
 
 func dendriteConfig(dir, key, database string, registrations []string) string {
@@ -81,7 +97,7 @@ global:
   disable_federation: true
   database:
     connection_string: %s
-    max_open_conns: 90
+    max_open_conns: 50
   jetstream:
     storage_path: %s
 app_service_api:

@@ -32,11 +32,13 @@ type Homeserver struct {
 	Name string
 	URL  string
 	// Dir is where its data and its log are.
-	Dir     string
-	program []string
-	process *Process
-	// cluster is the homeserver's own, which lives on where the homeserver is killed; nil where it needs none.
-	cluster *Postgres
+	Dir string
+	// DatabaseURL is where Dendrite has its database, which lives on where it is killed; empty for another homeserver.
+	DatabaseURL string
+	program     []string
+	process     *Process
+	// dispose does away with the database; nil where there is none.
+	dispose func() error
 }
 
 // StartHomeserver is StartDendrite or one like it: it starts a homeserver in dir with these application-service
@@ -54,16 +56,15 @@ func HomeserverNamed(name string) (StartHomeserver, error) {
 	return nil, fmt.Errorf("there is no homeserver %q: say dendrite or synapse", name)
 }
 
-// StartWanted starts the homeserver that KEYHERALD_TEST_HOMESERVER names in the environment, and Dendrite where it names
-// none: tests that use it run on every homeserver.
-func StartWanted(ctx context.Context, dir string, registrations ...string) (*Homeserver, error) {
-	name := os.Getenv("KEYHERALD_TEST_HOMESERVER")
-	if name == "" {
-		name = "dendrite"
-	}
-	start, err := HomeserverNamed(name)
-	if err != nil {
-		return nil, fmt.Errorf("KEYHERALD_TEST_HOMESERVER: %w", err)
+// StartWanted starts the homeserver that KEYHERALD_TEST_HOMESERVER names in the environment, and Dendrite on this cluster
+// where it names none: tests that use it run on every homeserver.
+func StartWanted(ctx context.Context, cluster *Postgres, dir string, registrations ...string) (*Homeserver, error) {
+	start := DendriteOn(cluster)
+	if name := os.Getenv("KEYHERALD_TEST_HOMESERVER"); name != "" && name != "dendrite" {
+		var err error
+		if start, err = HomeserverNamed(name); err != nil {
+			return nil, fmt.Errorf("KEYHERALD_TEST_HOMESERVER: %w", err)
+		}
 	}
 	return start(ctx, dir, registrations...)
 }
@@ -105,8 +106,8 @@ func (hs *Homeserver) Close() error {
 	if hs.process != nil {
 		hs.process.Stop(syscall.SIGTERM, 5*time.Second)
 	}
-	if hs.cluster != nil {
-		return hs.cluster.Close()
+	if hs.dispose != nil {
+		return hs.dispose()
 	}
 	return nil
 }

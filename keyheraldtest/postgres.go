@@ -54,7 +54,8 @@ func Admin() audit.Actor { return audit.ByLocal("test", "test") }
 // the test program exits with: TestMain's last line.
 func RunWithPostgres(cluster **Postgres, run func() int) int {
 	var err error
-	if *cluster, err = StartPostgres(context.Background()); err != nil {
+	// Processes are killed in tests, and the machine is not: nothing has to be forced to the disk.
+	if *cluster, err = StartPostgres(context.Background(), "fsync=off", "max_connections=300"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

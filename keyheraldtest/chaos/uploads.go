@@ -47,7 +47,7 @@ const lateKeys = 2
 // version is made lands in the one before. No request can be timed to do so, so this writes into Dendrite's database what
 // Dendrite would.
 func (w *world) arriveLate(ctx context.Context, u *user, version string) error {
-	db, err := sql.Open("postgres", w.hs.DatabaseURL())
+	db, err := sql.Open("postgres", w.hs.DatabaseURL)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func newParts(t *testing.T) *world {
 	check(t, os.WriteFile(filepath.Join(dir, "registration.yaml"), encoded, 0o600))
 	crowd, crowdRegistration, err := keyheraldtest.CrowdRegistration(dir)
 	check(t, err)
-	hs, err := keyheraldtest.StartWanted(ctx, dir, filepath.Join(dir, "registration.yaml"), crowdRegistration)
+	hs, err := keyheraldtest.StartWanted(ctx, cluster, dir, filepath.Join(dir, "registration.yaml"), crowdRegistration)
 	check(t, err)
 	t.Cleanup(func() { _ = hs.Close() })
 
