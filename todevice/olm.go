@@ -249,6 +249,9 @@ func (e *Endpoint) clock() time.Time { return e.now().UTC().Round(0) }
 // ErrNoOneTimeKey means that a device has no Olm session with us and no one-time key left to begin one.
 var ErrNoOneTimeKey = errors.New("the device has no one-time key")
 
+// claimPatience is how long a homeserver may take to answer a claim.
+const claimPatience = 30 * time.Second
+
 // Claims are one-time keys that were claimed and whose signatures were checked, by the device's identity key. Each is
 // used once.
 type Claims map[id.Curve25519]id.Curve25519
@@ -282,7 +285,10 @@ func (e *Endpoint) Claim(ctx context.Context, fresh bool, devices ...crosssignin
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting to claim one-time keys: %w", ctx.Err())
 	}
-	resp, err := e.client.ClaimKeys(ctx, &mautrix.ReqClaimKeys{OneTimeKeys: request, Timeout: 10_000})
+	// Others wait for their turn, and maybe on another homeserver.
+	limited, cancel := context.WithTimeout(ctx, claimPatience)
+	resp, err := e.client.ClaimKeys(limited, &mautrix.ReqClaimKeys{OneTimeKeys: request, Timeout: 10_000})
+	cancel()
 	<-e.claiming
 	if err != nil {
 		return nil, fmt.Errorf("claiming one-time keys: %w", err)
