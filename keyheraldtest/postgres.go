@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -286,13 +287,32 @@ func unprivileged(dir string) (*syscall.Credential, error) {
 	return nil, errors.New("neither a user postgres nor nobody exists to run PostgreSQL as")
 }
 
-// FreePort finds a port of the loopback address that is free now.
+// FreePort finds a port of the loopback address that is free now, and stays so for a minute for a program that is told to
+// take it: a connection that this side ended keeps the port in TIME_WAIT, in which the system gives it to nobody who asks
+// for any port, and to whoever names it with SO_REUSEADDR, as servers do. A port that was only let go may be another
+// server's before the program that it was found for has begun.
 func FreePort() (int, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("finding a free port: %w", err)
 	}
 	defer func() { _ = listener.Close() }()
+	dialed, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		return 0, fmt.Errorf("keeping a free port: %w", err)
+	}
+	defer func() { _ = dialed.Close() }()
+	accepted, err := listener.Accept()
+	if err != nil {
+		return 0, fmt.Errorf("keeping a free port: %w", err)
+	}
+	// Who ends a connection first has it in TIME_WAIT: the other end may follow only once it has read that.
+	if err := accepted.Close(); err != nil {
+		return 0, fmt.Errorf("keeping a free port: %w", err)
+	}
+	if _, err := dialed.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("keeping a free port: the other end ended with %w", err)
+	}
 	return listener.Addr().(*net.TCPAddr).Port, nil
 }
 
