@@ -44,6 +44,7 @@ func TestACampaignGoesThroughItsWaves(t *testing.T) {
 func TestNoMoreBeginThanTheRateAllows(t *testing.T) {
 	t.Parallel()
 	c := newCompany(t, "never")
+	c.clock.Stand() // one begins in ten seconds, and all of this may take as long
 	c.people(t, 30)
 	p := everybody()
 	p.Waves, p.Rate = []int{100}, 6
@@ -82,6 +83,7 @@ func TestAHomeserverThatNeverAnswersSlowsACampaign(t *testing.T) {
 	t.Parallel()
 	c := newCompany(t, "never")
 	ctx := t.Context()
+	c.clock.Stand() // a second more of waiting is another rate
 	c.people(t, 5)
 	started := c.start(t, everybody())
 	queue := func(key string, age time.Duration, tries int) {
