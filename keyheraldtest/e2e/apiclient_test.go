@@ -92,7 +92,7 @@ func TestAGeneratedClientRunsAnEnrollmentAndACampaign(t *testing.T) {
 	account := w.open(t, "managed")
 	_, err = account.Verify(ctx, nil)
 	check(t, err)
-	enrolling, cancel := context.WithTimeout(ctx, 30*time.Second)
+	enrolling, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	check(t, account.Enroll(enrolling, code))
 	run(t, account.Run)
@@ -122,7 +122,7 @@ func TestAGeneratedClientRunsAnEnrollmentAndACampaign(t *testing.T) {
 	if approved.JSON200 == nil {
 		t.Fatalf("the approval is answered with %s", approved.Body)
 	}
-	waitFor(t, time.Minute, "the campaign to finish", func() bool {
+	wait(t, "the campaign to finish", func() bool {
 		progress, err := admin.GetCampaignWithResponse(ctx, moving.Id)
 		check(t, err)
 		return progress.JSON200 != nil && progress.JSON200.State == client.Finished

@@ -137,7 +137,7 @@ func TestTheQueriesForAuditorsAnswerWhatTheirPageShows(t *testing.T) {
 	check(t, err)
 	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, ada)
 	check(t, err)
-	enrolling, cancel := context.WithTimeout(ctx, 30*time.Second)
+	enrolling, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	check(t, account.Enroll(enrolling, code))
 	run(t, account.Run)

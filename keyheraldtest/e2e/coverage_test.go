@@ -248,7 +248,7 @@ func (w *world) checkKeyVersion(t *testing.T, done postgres.Rotation) {
 	}
 	_, then, err := enforcer.ComplianceAt(ctx, w.clock.Now(), "", keyheraldtest.Admin())
 	check(t, err)
-	if len(then) != 1 || then[0].State != roster.Current || then[0].OnlySeen || then[0].KeySince.Sub(standing.KeySince).Abs() > 10*time.Second {
+	if len(then) != 1 || then[0].State != roster.Current || then[0].OnlySeen || then[0].KeySince.Sub(standing.KeySince).Abs() > patience {
 		t.Errorf("the log says %+v, and the rows %+v", then, standing)
 	}
 }

@@ -63,7 +63,7 @@ func TestTheAccountOfADeactivatedUserEndsOnceAndTheServerFindsOut(t *testing.T) 
 		BaseAuthData: mautrix.BaseAuthData{Type: mautrix.AuthTypePassword}, User: w.alice.String(), Password: password}}, nil)
 	check(t, err)
 	// Dendrite holds the request for messages of a device that is gone for as long as any.
-	waitFor(t, time.Minute, "the account to end", func() bool { return log.count("The account ends") > 0 })
+	wait(t, "the account to end", func() bool { return log.count("The account ends") > 0 })
 	logins := g.seen("/login")
 	w.notify(t, "n1", "1")
 	wait(t, "the server to find out", func() bool { return w.onlyRotation(t).Facts.State == rotation.WaitingForEnrollment })
@@ -91,7 +91,7 @@ func TestAnAccountWhoseLoginIsRefusedGoesOnWhenItIsMendedAndTheServerIsTold(t *t
 	_, err := w.stock.MakeRequest(ctx, "DELETE", w.stock.BuildClientURL("v3", "devices", w.managedID(t)), map[string]any{"auth": mautrix.ReqUIAuthLogin{
 		BaseAuthData: mautrix.BaseAuthData{Type: mautrix.AuthTypePassword}, User: w.alice.String(), Password: password}}, nil)
 	check(t, err)
-	waitFor(t, time.Minute, "the account to end", func() bool { return log.count("login_refused") > 0 })
+	wait(t, "the account to end", func() bool { return log.count("login_refused") > 0 })
 	if log.count("it was changed") > 0 {
 		t.Error("the password is in the log")
 	}

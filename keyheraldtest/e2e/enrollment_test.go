@@ -67,7 +67,7 @@ func TestACodeIsForOneDeviceAndBurnsAfterFiveWrongTries(t *testing.T) {
 		defer func() { _ = account.Close() }()
 		_, err := account.Verify(ctx, nil)
 		check(t, err)
-		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+		limited, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		if err := account.Enroll(limited, code); err == nil && want != "" || err != nil && (want == "" || !strings.Contains(err.Error(), string(want))) {
 			t.Errorf("%s: got %v, want %q", name, err, want)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -13,8 +12,8 @@ import (
 	"github.com/keyherald/keyherald/protocol"
 )
 
-// pushPatience is how long a push may take on a busy machine; a status that would mend what was forgotten comes much later.
-const pushPatience = 40 * time.Second
+// pushPatience is how long a push may take; a status that would mend what was forgotten comes much later.
+const pushPatience = patience
 
 // quiet says what is still on its way between device and server.
 func (w *faulty) quiet(t *testing.T) error {

@@ -60,7 +60,7 @@ func TestAnOldKeyBackupGoesOnceAllOfItIsInTheNewOneWhicheverWriteFails(t *testin
 	}
 	do := func(t *testing.T) {
 		w.clock.Advance(2 * time.Hour)
-		check(t, keyheraldtest.Until(ctx, time.Minute, over))
+		check(t, keyheraldtest.Until(ctx, patience, over))
 		current, err := w.stock.GetKeyBackupLatestVersion(ctx)
 		check(t, err)
 		private, err := backup.MegolmBackupKeyFromBytes(key.Reveal())

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/lib/pq"
 	"maunium.net/go/mautrix/id"
@@ -55,7 +54,7 @@ func TestThePolicysWritesMayFailBeforeAndAfterTheyTookEffect(t *testing.T) {
 			}
 		}
 		// One whose lock is with a connection that died may have to wait until PostgreSQL knows.
-		waitFor(t, 10*time.Second, "every key that is due to have its rotation", func() bool {
+		wait(t, "every key that is due to have its rotation", func() bool {
 			check(t, w.enforcer.StepPolicy(t.Context()))
 			var open int
 			check(t, plain.QueryRow(t.Context(), `SELECT COUNT(*) FROM rotation WHERE ended_at IS NULL AND NOT held`).Scan(&open))

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tailscale/setec/client/setec"
 	"maunium.net/go/mautrix/crypto/ssss"
@@ -171,7 +170,7 @@ func TestARecoveryKeyIsReplacedWhicheverWriteFails(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- errors.Join(account.Run(ctx), account.Close()) }()
-	waitFor(t, time.Minute, "every replacement in the log", func() bool { return len(r.acts(t, "recovery_key.replaced")) >= r.replaced })
+	wait(t, "every replacement in the log", func() bool { return len(r.acts(t, "recovery_key.replaced")) >= r.replaced })
 	cancel()
 	if err := <-done; err != nil && !strings.Contains(err.Error(), "context canceled") {
 		t.Error(err)

@@ -260,7 +260,7 @@ func (w *faulty) rotate(t *testing.T) backupkey.Key {
 	w.kmsVersion, err = w.setec.PutKey(t.Context(), kmsPath, key)
 	check(t, err)
 	w.notifyOf(t, w.kmsVersion)
-	err = keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
+	err = keyheraldtest.Until(t.Context(), patience, func() error {
 		w.tend(t)
 		return w.unsettled(t, key)
 	})
@@ -275,7 +275,7 @@ func (w *faulty) notifyOf(t *testing.T, version string) {
 	t.Helper()
 	w.notifications++
 	body := cloudEvent(fmt.Sprint(w.notifications), kmsPath, version)
-	check(t, keyheraldtest.Until(t.Context(), 40*time.Second, func() error {
+	check(t, keyheraldtest.Until(t.Context(), patience, func() error {
 		answer := send(t, w.web, post{body: body})
 		w.checkAnswer(t, answer.Code)
 		w.tend(t)
@@ -292,7 +292,7 @@ func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
 	t.Helper()
 	ctx := t.Context()
 	before := w.count(t, `SELECT COUNT(*) FROM rotation`)
-	err := keyheraldtest.Until(ctx, 40*time.Second, func() error {
+	err := keyheraldtest.Until(ctx, patience, func() error {
 		w.tend(t)
 		if w.count(t, `SELECT COUNT(*) FROM rotation`) > before {
 			return nil // what was said to have failed had been committed
@@ -304,7 +304,7 @@ func (w *faulty) rotateByDevice(t *testing.T) backupkey.Key {
 		t.Fatal(err)
 	}
 	var key backupkey.Key
-	err = keyheraldtest.Until(ctx, 40*time.Second, func() error {
+	err = keyheraldtest.Until(ctx, patience, func() error {
 		w.tend(t)
 		value, err := w.kms.Fetch(ctx, kmsPath, "")
 		if err != nil {

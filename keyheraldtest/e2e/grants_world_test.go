@@ -135,10 +135,11 @@ func (w *granted) certificate(t *testing.T, user id.UserID, by *keyheraldtest.Au
 // enrolls tries, and wants the refusal; empty is none.
 func (w *granted) enrolls(t *testing.T, account *device.Account, want protocol.Refusal) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if want.Later() {
-		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+		// It asks on and on, and must have had an answer by then.
+		ctx, cancel = context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 	}
 	err := account.EnrollByGrant(ctx)

@@ -49,7 +49,7 @@ func TestARoomIsMadeOnceAndANoticeIsSentOnceWhateverFails(t *testing.T) {
 		if killed {
 			select {
 			case <-struck:
-			case <-time.After(30 * time.Second):
+			case <-time.After(patience):
 				t.Fatalf("it did not come to this write: %v", recorder.Points())
 			}
 			stop()

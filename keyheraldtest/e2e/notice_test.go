@@ -291,6 +291,6 @@ func (w *world) serving(t *testing.T, homeserver string) (stop func()) {
 		check(t, <-done)
 	}
 	t.Cleanup(stop)
-	waitFor(t, time.Minute, "the bot to lead", bot.Leading)
+	wait(t, "the bot to lead", bot.Leading)
 	return stop
 }

@@ -92,7 +92,7 @@ func TestADeviceThatAPersonAuthorizedRenewsItsTokensByItself(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "login_refused") {
 			t.Errorf("it ended with %v", err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Error("the device does not end when its authorization is revoked")
 	}
 	tokens := server.Tokens()

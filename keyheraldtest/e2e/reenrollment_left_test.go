@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -40,7 +39,7 @@ func (w *world) leave(ctx context.Context) error {
 // mayAsk asks once more, and returns why it is refused.
 func mayAsk(t *testing.T, account *device.Account) protocol.Refusal {
 	t.Helper()
-	limited, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	limited, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err := account.EnrollAgain(limited)
 	var refused device.Refused

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -36,7 +35,7 @@ func (w *world) reset(t *testing.T) {
 // askAgain has the device verify itself with the new identity and ask, and wants it to wait.
 func (w *world) askAgain(t *testing.T, account *device.Account) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err := account.Verify(ctx, nil)
 	check(t, err)
@@ -134,7 +133,7 @@ func TestADeviceThatIsRejectedNeedsACode(t *testing.T) {
 	w.reset(t)
 	w.askAgain(t, account)
 	check(t, w.engine.RejectReenrollment(ctx, w.waiting(t)[0].ID, "she did not reset it", keyheraldtest.Admin()))
-	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if _, err := account.EnrollAgain(limited); err == nil {
 		t.Error("it may ask on and on")

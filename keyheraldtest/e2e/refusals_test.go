@@ -162,7 +162,7 @@ func TestAnEnrollmentIsRefusedWithItsReason(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+			limited, cancel := context.WithTimeout(ctx, patience)
 			defer cancel()
 			err := account.Enroll(limited, test.code)
 			if test.want == "" {

@@ -27,7 +27,7 @@ func (w *world) isAwaited(t *testing.T, txn context.Context, query string) error
 	if err := w.db.QueryRow(txn, `SELECT pg_backend_pid()`).Scan(&holder); err != nil {
 		return err
 	}
-	return keyheraldtest.Until(t.Context(), 30*time.Second, func() error {
+	return keyheraldtest.Until(t.Context(), patience, func() error {
 		var waiting int
 		err := w.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)) AND query LIKE $2`, holder, "%"+query+"%").Scan(&waiting)
 		if err == nil && waiting == 0 {
@@ -64,7 +64,7 @@ func TestADeviceThatIsRevokedWhileItEnrollsWithACodeStaysRevoked(t *testing.T) {
 			return err
 		}
 		go func() {
-			limited, cancel := context.WithTimeout(t.Context(), time.Minute)
+			limited, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			answer <- account.Enroll(limited, code)
 		}()

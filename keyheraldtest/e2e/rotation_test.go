@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix/crypto/backup"
 
@@ -43,7 +42,7 @@ func TestARotationReachesEveryCrossSignedDeviceAndLosesNoHistory(t *testing.T) {
 	if done.Facts.State != rotation.Done {
 		t.Fatalf("the rotation needs attention: %s: %s", done.Facts.Attention, done.NextAction)
 	}
-	waitCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	waitCtx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	pushes, err := receiver.WaitForPush(waitCtx)
 	check(t, err)

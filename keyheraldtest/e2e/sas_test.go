@@ -32,7 +32,7 @@ func persons(t *testing.T, stock *keyheraldtest.Client, transaction func() id.Ve
 			for _, emoji := range shown.Emoji {
 				names = append(names, emoji.Name)
 			}
-			err := keyheraldtest.Until(ctx, 10*time.Second, func() error {
+			err := keyheraldtest.Until(ctx, patience, func() error {
 				_, other, _, _ := stock.SAS.State(transaction())
 				if !slices.Equal(other.Emoji, names) || !slices.Equal(other.Decimals, shown.Decimals) || len(names) != 7 {
 					return fmt.Errorf("one shows %v %v, the other %v %v", names, shown.Decimals, other.Emoji, other.Decimals)
@@ -113,7 +113,8 @@ func TestADeviceThatAnotherOneVerifiedEnrollsAndAdoptsItsSecrets(t *testing.T) {
 		_, _, _, cancelled := other.SAS.State(transaction())
 		return cancelled == "m.accepted"
 	})
-	adoptCtx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	// It waits to the end for what nobody has.
+	adoptCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	kept, missing, err := account.AdoptSecrets(adoptCtx, peer)
 	check(t, err)
@@ -156,7 +157,7 @@ func TestADeviceIsVerifiedWhereTheOtherOneAsksAndStarts(t *testing.T) {
 				return err
 			}
 			close(started)
-			return keyheraldtest.Until(runCtx, 30*time.Second, func() error {
+			return keyheraldtest.Until(runCtx, patience, func() error {
 				if ready, _, _, _ := w.stock.SAS.State(transaction); !ready {
 					return fmt.Errorf("not ready")
 				}
@@ -205,7 +206,8 @@ func TestAVerificationThatNobodyAnswersIsTakenBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	account := w.unverified(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	// The request has to be out by then.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if _, err := account.VerifyByEmoji(ctx, "", false, device.Terminal{Tell: func(string) {}}); err == nil {
 		t.Error("it came about by itself")

@@ -196,7 +196,7 @@ func TestAStockClientIsAnsweredByItsOwnMeans(t *testing.T) {
 	check(t, w.stock.Machine.GetOrRequestSecret(t.Context(), id.SecretMegolmBackupV1, func(secret string) (bool, error) {
 		got = secret
 		return true, nil
-	}, 20*time.Second))
+	}, patience))
 	if got != key.RevealBase64() {
 		t.Error("it is not the key of the current version")
 	}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -119,7 +118,7 @@ func TestADeviceThatAsksToBeEnrolledAgainIsHeardThoughItsRequestCouldNotBeRead(t
 	account := w.open(t, "managed", p.on)
 	w.enroll(t, account)
 	w.reset(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	// As after years, when all Olm sessions are gone: the request begins one.
 	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?_pragma=busy_timeout(5000)")

@@ -139,7 +139,7 @@ func (w *world) serve(t *testing.T, homeserver string) {
 		return w.db.Listen(ctx, relay.WorkChannel, func(string) { bot.Wake() })
 	})
 	// A dead replica's lease ends after 15 seconds.
-	waitFor(t, time.Minute, "the bot to lead", bot.Leading)
+	wait(t, "the bot to lead", bot.Leading)
 }
 
 // people makes Alice and her first device.
@@ -232,7 +232,7 @@ func (w *world) enroll(t *testing.T, account *device.Account) {
 	check(t, err)
 	code, err := w.engine.NewCode(ctx, w.alice, time.Hour, keyheraldtest.Admin())
 	check(t, err)
-	enrollCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	enrollCtx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	check(t, account.Enroll(enrollCtx, code))
 }
