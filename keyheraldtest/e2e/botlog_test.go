@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
@@ -72,10 +71,15 @@ func TestABotThatTheHomeserverDoesNotTakeForItselfIsInTheLogOnce(t *testing.T) {
 	t.Run("with a token that is none", func(t *testing.T) {
 		other := w.another(t)
 		other.asToken = strings.Repeat("x", 64)
-		_, bot := other.server(t, other.db, w.hs.URL)
-		limited, cancel := context.WithTimeout(ctx, 12*time.Second) // it tries every five seconds
-		defer cancel()
-		check(t, bot.Run(limited))
+		g := newGate(t, w.hs.URL)
+		_, bot := other.server(t, other.db, g.URL)
+		running, stop := context.WithCancel(ctx)
+		defer stop()
+		ended := make(chan error, 1)
+		go func() { ended <- bot.Run(running) }()
+		wait(t, "the bot to try three times", func() bool { return g.seen("/register") >= 3 })
+		stop()
+		check(t, <-ended)
 		refused := 0
 		lines, err := other.db.Log(ctx, "", 100)
 		check(t, err)
