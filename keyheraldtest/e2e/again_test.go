@@ -131,14 +131,16 @@ func TestNothingIsPushedAgainOnceTheVersionIsNotOursOrToWhoIsExcluded(t *testing
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
+	w.deviceNow = w.clock.Now
 	receiver, excluded := w.verifiedReceiver(t, "TARGET"), w.verifiedReceiver(t, "GONE")
 	key := w.newKey(t, "1")
-	w.manage(t, "managed", func(c *device.AccountConfig) { c.Push.RepeatAfter = 4 * time.Second })
+	w.manage(t, "managed", func(c *device.AccountConfig) { c.Push.RepeatAfter = time.Hour })
 	// A managed device that was revoked is on every exclude list.
 	check(t, w.db.PutDevice(ctx, w.enrolledAs(t, excluded, "GONE")))
 	check(t, w.engine.Revoke(ctx, w.alice, "GONE", "", keyheraldtest.Admin()))
 	w.notify(t, "n1", "1")
 	w.waitDone(t)
+	w.clock.Advance(2 * time.Hour)
 	wait(t, "the repetition", func() bool { return pushesOf(t, receiver, key) == 4 })
 	if n := pushesOf(t, excluded, key); n != 0 {
 		t.Errorf("the excluded device got %d pushes", n)
@@ -150,6 +152,7 @@ func TestNothingIsPushedAgainOnceTheVersionIsNotOursOrToWhoIsExcluded(t *testing
 	wait(t, "the push", func() bool { return pushesOf(t, receiver, second) == 2 })
 	// The user resets his key backup before the repetition is due.
 	w.ownBackup(t)
+	w.clock.Advance(2 * time.Hour)
 	wait(t, "the round to end", func() bool {
 		return w.inStore(t, "managed", `SELECT COUNT(*) FROM push_round WHERE ended = 'backup_changed'`) == 1
 	})
