@@ -26,6 +26,7 @@ func TestACancelledRotationStopsOnItsDeviceAndARetryGoesOn(t *testing.T) {
 	if err := w.engine.Cancel(ctx, key, keyheraldtest.Admin()); !errors.Is(err, relay.ErrNotPossible) {
 		t.Errorf("cancelling again gave %v", err)
 	}
+	wait(t, "the device to stop", func() bool { return w.inStore(t, "managed", `SELECT COUNT(*) FROM journal WHERE NOT ended`) == 0 })
 	// Now there is a key, and a device that did not stop would use it.
 	fresh, err := backupkey.Generate()
 	check(t, err)
