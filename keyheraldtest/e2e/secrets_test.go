@@ -130,6 +130,10 @@ func TestADeviceAnswersWhatTheConfigAllowsOnceAndReportsTheRest(t *testing.T) {
 	w.waitAct(t, "secret_request.refused", "/BUSY", "too_many_requests")
 	wait(t, "four more answers", func() bool { return len(answers(t, busy)) == 5 })
 
+	wait(t, "all of it in the log", func() bool {
+		return len(w.acts(t, "secret_request.answered")) >= 7 && len(w.acts(t, "secret_request.refused")) >= 5
+	})
+
 	got := answers(t, asker)
 	if len(got) != 2 || len(got["first"]) != 1 || len(got["self"]) != 1 || got["first"][0] != key.RevealBase64() {
 		t.Errorf("the device that may ask got answers to %d requests, %d and %d times", len(got), len(got["first"]), len(got["self"]))
