@@ -93,6 +93,12 @@ func (w *world) forget(t *testing.T, receiver *keyheraldtest.Receiver) (received
 		return holds(receiver, second) && len(receiver.Messages()) >= 4
 	})
 	stop()
+	// What is still on its way would come to the server after what a test changes there.
+	wait(t, "the server to have all that the device sent", func() bool {
+		var has int
+		check(t, w.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM report`).Scan(&has))
+		return has >= w.inStore(t, "managed", `SELECT COUNT(*) FROM todevice_outbox WHERE state = 'sent' AND (key LIKE 'report/%' OR key LIKE 'status/%')`)
+	})
 	if w.logHas(t, "device.store_went_backwards", "") {
 		t.Fatal("a store that was only stopped and started is suspected")
 	}
