@@ -153,10 +153,13 @@ func TestNoDeviceIsEnrolledAgainOrQueuedWhoseUserLeavesMeanwhile(t *testing.T) {
 			t.Helper()
 			_, err := account.Verify(t.Context(), nil)
 			check(t, err)
+			done := make(chan struct{})
 			go func() {
+				defer close(done)
 				// What it is answered is looked at below.
 				_, _ = account.EnrollAgain(t.Context())
 			}()
+			t.Cleanup(func() { <-done }) // it logs, which kills the program once the test is over
 		}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
