@@ -126,14 +126,14 @@ func TestNoticesWaitForAsLongAsTheHomeserverSays(t *testing.T) {
 		check(t, w.db.QueryRow(t.Context(), `SELECT EXISTS (SELECT 1 FROM notice WHERE error <> '')`).Scan(&paused))
 		return paused
 	})
-	w.clock.Advance(59 * time.Minute)
+	w.clock.Advance(30 * time.Minute)
 	other := w.person(t, "carol")
 	w.ended(t, other.UserID, rotation.Facts{State: rotation.Failed})
 	w.waitTold(t)
 	if asked.Load() != 1 {
 		t.Error("something was sent during the pause")
 	}
-	w.clock.Advance(2 * time.Minute)
+	w.clock.Advance(31 * time.Minute)
 	w.waitSent(t, string(p.UserID), 1)
 	w.waitSent(t, string(other.UserID), 1)
 	p.read(t, p.enter(t), 1)
