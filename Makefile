@@ -30,7 +30,7 @@ setup-interop: ## The same, and npm and Python for what make interop and Synapse
 
 # Tests wait for real parts more than they compute: four at a time, on however few processors.
 test: setup ## Run all tests on real parts, with the race detector
-	$(GO) test -race -tags $(TAGS) -parallel 4 -timeout 20m ./...
+	$(GO) test -race -tags $(TAGS) -parallel 4 -timeout 40m ./...
 
 test-synapse: setup-interop ## Run the end-to-end and the key-backup tests on Synapse in place of Dendrite
 	KEYHERALD_TEST_HOMESERVER=synapse $(GO) test -count=1 -race -tags $(TAGS) -timeout 60m ./keyheraldtest/e2e ./backup
