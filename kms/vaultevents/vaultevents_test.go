@@ -31,6 +31,7 @@ type server struct {
 	t       *testing.T
 	replay  func(ctx context.Context, n int, conn *websocket.Conn)
 	refuse  func(n int) int // a status in the place of a stream; nil or 0 for none
+	pinged  chan<- struct{} // told of each ping where it has room; may be nil
 	mu      sync.Mutex
 	streams int
 	headers []http.Header
@@ -58,7 +59,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	conn, err := websocket.Accept(w, req, nil)
+	conn, err := websocket.Accept(w, req, &websocket.AcceptOptions{OnPingReceived: func(context.Context, []byte) bool {
+		select {
+		case s.pinged <- struct{}{}:
+		default:
+		}
+		return true
+	}})
 	if err != nil {
 		s.t.Error(err)
 		return
@@ -123,7 +130,7 @@ func watch(t *testing.T, s *server, change func(*Client), enough func(d *told) b
 	running.Go(func() { client.Watch(ctx, handler) })
 	defer running.Wait()
 	defer cancel()
-	late := time.After(10 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		d.mu.Lock()
 		done := enough(d)
@@ -209,7 +216,7 @@ func TestAServerThatDoesNotAnswerIsLeft(t *testing.T) {
 		}
 		hold(ctx, conn)
 	}}
-	d := watch(t, s, func(c *Client) { c.ping = 50 * time.Millisecond }, func(d *told) bool { return d.opened == 2 })
+	d := watch(t, s, func(c *Client) { c.ping = time.Second }, func(d *told) bool { return d.opened == 2 })
 	close(release)
 	if len(d.failed) != 1 || !errors.Is(d.failed[0], errSilent) {
 		t.Errorf("told was %+v", d)
@@ -218,13 +225,16 @@ func TestAServerThatDoesNotAnswerIsLeft(t *testing.T) {
 
 func TestAQuietStreamStaysOpen(t *testing.T) {
 	frame := recorded(t)
-	s := &server{replay: func(ctx context.Context, _ int, conn *websocket.Conn) {
+	pinged := make(chan struct{}, 100)
+	s := &server{pinged: pinged, replay: func(ctx context.Context, _ int, conn *websocket.Conn) {
 		reading := conn.CloseRead(ctx)
-		time.Sleep(300 * time.Millisecond)
+		for range 3 {
+			<-pinged
+		}
 		say(ctx, t, conn, frame)
 		<-reading.Done()
 	}}
-	d := watch(t, s, func(c *Client) { c.ping = 30 * time.Millisecond }, func(d *told) bool { return len(d.changes) > 0 })
+	d := watch(t, s, func(c *Client) { c.ping = time.Second }, func(d *told) bool { return len(d.changes) > 0 })
 	if d.opened != 1 || len(d.failed) > 0 {
 		t.Errorf("told was %+v", d)
 	}
