@@ -36,7 +36,7 @@ func TestAnAccountThatAsksNowAndThenTakesAllThatLiesThereAndThenPauses(t *testin
 		t.Fatal(err)
 	}
 	client.DeviceID = "DEVICE"
-	a := &Account{store: store, client: client, now: time.Now, options: Options{Sync: Sync{Interval: time.Hour}}}
+	a := &Account{store: store, client: client, now: time.Now, options: Options{Sync: Sync{Interval: 24 * time.Hour}}}
 	if err := a.connect(); err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestAnAccountThatAsksNowAndThenTakesAllThatLiesThereAndThenPauses(t *testin
 			t.Fatalf("nobody asks since %q", since)
 		}
 	}
-	// The pause is anywhere within an hour: this short by chance is one in ten thousand.
+	// The pause is anywhere within a day: this short by chance is one in three hundred thousand.
 	select {
 	case <-asked:
 		t.Error("it asks again at once, though nothing came")
