@@ -73,7 +73,7 @@ func next(t *testing.T, events <-chan sse) (e sse, open bool) {
 	select {
 	case e, open = <-events:
 		return e, open
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing came")
 		return e, false
 	}

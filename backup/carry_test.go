@@ -433,7 +433,7 @@ func TestACarryOverThatFailsLeavesNothingRunning(t *testing.T) {
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
-	for range 100 {
+	for range 3000 {
 		if runtime.NumGoroutine() <= before+10 {
 			return
 		}

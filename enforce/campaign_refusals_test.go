@@ -169,7 +169,7 @@ func TestARestoreWaitsForACampaignsStepWithoutHoldingRotations(t *testing.T) {
 			_, err := c.engine.Restore(t.Context(), "FRESH", "the disk broke", second)
 			restored <- err
 		}()
-		err := keyheraldtest.Until(ctx, 30*time.Second, func() error {
+		err := keyheraldtest.Until(ctx, time.Minute, func() error {
 			var waiting int
 			err := c.db.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
 			if err == nil && waiting == 0 {

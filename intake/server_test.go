@@ -54,7 +54,7 @@ func speak(t *testing.T, address string, parts ...string) string {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	for _, part := range parts {
@@ -71,7 +71,7 @@ func speak(t *testing.T, address string, parts ...string) string {
 
 func TestHostileConnections(t *testing.T) {
 	w, memory := senders.New(t), senders.NewMemory()
-	address := listen(t, w, memory, time.Second)
+	address := listen(t, w, memory, 3*time.Second)
 	s := w.Sender("kms")
 	r := s.Send(s.Event("tcp", "alice", "7"))
 	head := "POST /notify/kms HTTP/1.1\r\nHost: x\r\n"

@@ -83,7 +83,7 @@ func (hs *Homeserver) Start(ctx context.Context) error {
 		return fmt.Errorf("starting the homeserver: %w", err)
 	}
 	hs.process = process
-	err = Until(ctx, 60*time.Second, func() error {
+	err = Until(ctx, 3*time.Minute, func() error {
 		resp, err := http.Get(hs.URL + "/_matrix/client/versions")
 		if err != nil {
 			return err

@@ -247,7 +247,7 @@ func (c *Client) write(ctx context.Context, text string, readers []id.UserID) (i
 	if err != nil {
 		return "", "", "", fmt.Errorf("creating a room: %w", err)
 	}
-	err = Until(ctx, 10*time.Second, func() error {
+	err = Until(ctx, time.Minute, func() error {
 		encrypted, err := c.StateStore.IsEncrypted(ctx, room.RoomID)
 		if err == nil && !encrypted {
 			err = errors.New("the room is not encrypted yet")

@@ -103,7 +103,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 	}
 	defer func() { _ = db.Close() }()
 	// After a SIGKILL the backends hold the shared memory until they notice, and a start fails meanwhile.
-	err = Until(ctx, 30*time.Second, func() error {
+	err = Until(ctx, 2*time.Minute, func() error {
 		if p.process == nil || p.process.Ended() {
 			if err := p.launch(serverProgram); err != nil {
 				return err

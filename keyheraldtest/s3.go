@@ -51,7 +51,7 @@ func StartS3(ctx context.Context, dir string) (*S3, error) {
 	if s.process, err = StartProcess(cmd); err != nil {
 		return nil, fmt.Errorf("starting the store: %w", err)
 	}
-	err = Until(ctx, 30*time.Second, func() error {
+	err = Until(ctx, 2*time.Minute, func() error {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(s.Endpoint, "http://"))
 		if err != nil {
 			return err

@@ -57,7 +57,7 @@ func TestTheSignerLooksOverTheLogWhenItBegins(t *testing.T) {
 	r.Signer = r.NewSigner(t)
 	var running sync.WaitGroup
 	running.Go(func() { r.Signer.Run(ctx) })
-	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
+	check(t, keyheraldtest.Until(ctx, time.Minute, func() error {
 		if r.Signer.Status().Inspection.Altered == "" {
 			return errors.New("nothing is found")
 		}

@@ -301,7 +301,7 @@ func TestAnEventThatWasKeptFromTheQueueIsSealedAllTheSame(t *testing.T) {
 	r.Append(t, 3)
 	var running sync.WaitGroup
 	running.Go(func() { r.Signer.Run(ctx) })
-	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
+	check(t, keyheraldtest.Until(ctx, time.Minute, func() error {
 		if n := r.Count(t, `SELECT COUNT(*) FROM audit_event e JOIN audit_leaf l ON l.event_id = e.id`); n < 3 {
 			return fmt.Errorf("%d events are sealed", n)
 		}
@@ -389,7 +389,7 @@ func TestTwoReplicasDoNotSealTheSameEvents(t *testing.T) {
 		replicas.Go(func() { s.Run(ctx) })
 	}
 	r.Append(t, 50)
-	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
+	check(t, keyheraldtest.Until(ctx, time.Minute, func() error {
 		if n := r.Count(t, `SELECT COUNT(*) FROM audit_pending`); n > 0 {
 			return fmt.Errorf("%d events wait", n)
 		}

@@ -199,10 +199,10 @@ func TestFollowWaitsForADatabaseThatDoesNotAnswer(t *testing.T) {
 	// Whoever is connected is thrown out, and comes again.
 	_, err := r.Super.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	check(t, err)
-	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error {
+	check(t, keyheraldtest.Until(ctx, time.Minute, func() error {
 		return r.Writer.Append(ctx, event(audit.ByRelay(), audit.LeaseTaken, audit.OfUser("@after:example.org"), audit.Accepted, audit.Number("epoch", 1)))
 	}))
-	check(t, keyheraldtest.Until(ctx, 20*time.Second, func() error { return seal(ctx, r) }))
+	check(t, keyheraldtest.Until(ctx, time.Minute, func() error { return seal(ctx, r) }))
 	for scanner.Scan() {
 		if strings.Contains(scanner.Text(), "@after:") {
 			cancel()

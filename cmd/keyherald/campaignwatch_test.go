@@ -140,7 +140,7 @@ func (s *screen) text() string {
 
 func (s *screen) until(want string) {
 	s.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(time.Minute)
 	for !strings.Contains(s.text(), want) {
 		select {
 		case <-s.changed:
@@ -159,7 +159,7 @@ func (s *screen) last() (string, error) {
 	s.t.Helper()
 	select {
 	case <-s.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Fatalf("it does not end:\n%s", s.text())
 	}
 	return s.text(), s.cmd.Wait()

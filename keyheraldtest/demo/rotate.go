@@ -39,7 +39,7 @@ func (w *World) follow(ctx context.Context, s screen, open func(version string) 
 		return result, err
 	}
 	stockAdopted := make(chan time.Time, 1)
-	watchCtx, cancel := context.WithTimeout(ctx, time.Minute)
+	watchCtx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	go w.watchStock(watchCtx, before, key, stockAdopted)
 	view := &view{screen: s, began: began}
@@ -50,7 +50,7 @@ func (w *World) follow(ctx context.Context, s screen, open func(version string) 
 		case at := <-stockAdopted:
 			stock, last, view.stock, result.stock = true, later(last, at), at, at.Sub(began)
 		case <-watchCtx.Done():
-			return result, fmt.Errorf("the rotation did not come to its end within a minute (stock client %v, managed receiver %v)", stock, managed)
+			return result, fmt.Errorf("the rotation did not come to its end within three minutes (stock client %v, managed receiver %v)", stock, managed)
 		case <-time.After(30 * time.Millisecond):
 		}
 		lines, err := w.DB.Log(ctx, rotationID.String(), 1000)
