@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyherald/keyherald/keyheraldtest"
 	"github.com/keyherald/keyherald/keyheraldtest/testsetec"
@@ -160,12 +162,17 @@ func everyMetricThatIsAskedForIsThere(ctx context.Context, t *testing.T, w *Worl
 
 // One rotation was notified of, and the other was found.
 func metricsTellTheStory(ctx context.Context, t *testing.T, w *World) {
-	text := scrape(ctx, t, w)
-	for _, line := range []string{`keyherald_rotations{state="done"} 2`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
-		`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`, `keyherald_reconcile_looks_total{kms="corporate",result="found"} 1`} {
-		if !strings.Contains(text, line+"\n") {
-			t.Errorf("/metrics has no %s", line)
+	if err := keyheraldtest.Until(ctx, time.Minute, func() error {
+		text := scrape(ctx, t, w)
+		for _, line := range []string{`keyherald_rotations{state="done"} 2`, `keyherald_devices{state="enrolled"} 2`, "keyherald_bot_leading 1", "keyherald_outbox_pending 0",
+			`keyherald_notifications_total{answer="accepted",source="corporate-kms"} 1`, `keyherald_reconcile_looks_total{kms="corporate",result="found"} 1`} {
+			if !strings.Contains(text, line+"\n") {
+				return fmt.Errorf("/metrics has no %s", line)
+			}
 		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 }
 
