@@ -93,6 +93,10 @@ func TestATargetThatBeginsANewOlmSessionIsPushedToOnceADay(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
+	w.deviceNow = w.clock.Now
+	// It is noon, so that the day does not end in between.
+	now := w.clock.Now()
+	w.clock.Advance(now.Truncate(24 * time.Hour).Add(12 * time.Hour).Sub(now))
 	receiver := w.verifiedReceiver(t, "TARGET")
 	key := w.newKey(t, "1")
 	w.manage(t, "managed")
