@@ -76,7 +76,7 @@ func TestTheCommandsOfCampaigns(t *testing.T) {
 			t.Errorf("%v says:\n%s", step.args, said)
 		}
 	}
-	if err := w.until(ctx, time.Minute, func() error {
+	if err := w.until(ctx, 3*time.Minute, func() error {
 		var view struct{ Counts campaign.Counts }
 		if err := json.Unmarshal([]byte(run("show", started.ID, "--json")), &view); err != nil {
 			return err

@@ -181,7 +181,7 @@ func (w *world) serve(ctx context.Context) error {
 	}
 	w.pid = cmd.Process.Pid
 	w.onClose(func() error { w.server.Stop(syscall.SIGTERM, time.Minute); return nil })
-	return keyheraldtest.Until(ctx, time.Minute, func() error {
+	return keyheraldtest.Until(ctx, 3*time.Minute, func() error {
 		if err := w.running(); err != nil {
 			return err
 		}
