@@ -56,7 +56,7 @@ func Admin() audit.Actor { return audit.ByLocal("test", "test") }
 func RunWithPostgres(cluster **Postgres, run func() int) int {
 	var err error
 	// Processes are killed in tests, and the machine is not: nothing has to be forced to the disk.
-	if *cluster, err = StartPostgres(context.Background(), "fsync=off", "max_connections=300"); err != nil {
+	if *cluster, err = StartPostgres(context.Background(), "fsync=off", "max_connections=500"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

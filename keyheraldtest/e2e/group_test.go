@@ -34,7 +34,8 @@ func (room *intakeRoom) held(t *testing.T, waiting int) {
 	t.Helper()
 	wait(t, fmt.Sprintf("a group at the lock and %d behind it", waiting), func() bool {
 		var blocked int
-		check(t, room.owner.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation = 'audit_event'::regclass`).Scan(&blocked))
+		check(t, room.owner.QueryRow(t.Context(), `SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation = 'audit_event'::regclass
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&blocked))
 		return blocked == 1 && room.arrivals.Waiting() == waiting
 	})
 }
