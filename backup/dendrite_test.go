@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = hs.Close() }()
 		return m.Run()
-	}))
+	}, keyheraldtest.SettingsForHomeservers...))
 }
 
 const password = "correct horse"

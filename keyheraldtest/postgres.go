@@ -53,16 +53,19 @@ func Admin() audit.Actor { return audit.ByLocal("test", "test") }
 
 // RunWithPostgres runs a package's tests with a cluster of their own, which *cluster is while they run, and returns what
 // the test program exits with: TestMain's last line.
-func RunWithPostgres(cluster **Postgres, run func() int) int {
+func RunWithPostgres(cluster **Postgres, run func() int, settings ...string) int {
 	var err error
-	// Processes are killed in tests, and the machine is not: nothing has to be forced to the disk.
-	if *cluster, err = StartPostgres(context.Background(), "fsync=off", "max_connections=500"); err != nil {
+	if *cluster, err = StartPostgres(context.Background(), settings...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = (*cluster).Close() }()
 	return run()
 }
+
+// SettingsForHomeservers are for RunWithPostgres where homeservers have their databases there, too: processes are killed in
+// tests and the machine is not, so nothing has to be forced to the disk.
+var SettingsForHomeservers = []string{"fsync=off", "max_connections=500"}
 
 // StartPostgres starts a cluster, with settings such as max_connections=200; Close ends it and removes everything.
 func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {

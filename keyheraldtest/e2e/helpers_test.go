@@ -56,7 +56,7 @@ func countedBy(t *testing.T, db *postgres.DB, of func(postgres.LogLine) string) 
 }
 
 func TestMain(m *testing.M) {
-	status := keyheraldtest.RunWithPostgres(&cluster, m.Run)
+	status := keyheraldtest.RunWithPostgres(&cluster, m.Run, keyheraldtest.SettingsForHomeservers...)
 	if all := flag.Lookup("test.run").Value.String() == ""; all && status == 0 {
 		status = missingCauses()
 	}
