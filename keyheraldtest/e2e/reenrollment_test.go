@@ -149,15 +149,13 @@ func TestADeviceThatIsRejectedNeedsACode(t *testing.T) {
 	}
 }
 
-// meeting is the homeserver, where two looks at a user's keys are answered together.
-func meeting(t *testing.T, homeserver string, user id.UserID) *httptest.Server {
+// before is the homeserver behind look, which is called with each question about a user's keys before it is asked.
+func before(t *testing.T, homeserver string, user id.UserID, look func(ctx context.Context)) *httptest.Server {
 	t.Helper()
 	to, err := url.Parse(homeserver)
 	check(t, err)
 	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) },
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
-	var looks atomic.Int32
-	both := make(chan struct{})
 	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
@@ -165,18 +163,28 @@ func meeting(t *testing.T, homeserver string, user id.UserID) *httptest.Server {
 		}
 		req.Body = io.NopCloser(bytes.NewReader(body))
 		if strings.HasSuffix(req.URL.Path, "/keys/query") && bytes.Contains(body, []byte(user)) {
-			if looks.Add(1) == 2 {
-				close(both)
-			}
-			select {
-			case <-both:
-			case <-req.Context().Done():
-			}
+			look(req.Context())
 		}
 		forward.ServeHTTP(rw, req)
 	}))
 	t.Cleanup(proxy.Close)
 	return proxy
+}
+
+// meeting is the homeserver, where two looks at a user's keys are answered together.
+func meeting(t *testing.T, homeserver string, user id.UserID) *httptest.Server {
+	t.Helper()
+	var looks atomic.Int32
+	both := make(chan struct{})
+	return before(t, homeserver, user, func(ctx context.Context) {
+		if looks.Add(1) == 2 {
+			close(both)
+		}
+		select {
+		case <-both:
+		case <-ctx.Done():
+		}
+	})
 }
 
 // A device that begins makes two statuses at once; both find the new identity.

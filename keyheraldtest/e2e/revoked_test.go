@@ -1,18 +1,13 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/keyherald/keyherald/device"
 	"github.com/keyherald/keyherald/keyheraldtest"
@@ -106,47 +101,22 @@ func TestADeviceIsRevokedWhileItsUserIsTriggered(t *testing.T) {
 	}
 }
 
-// holding is the homeserver, where the answer about a user's keys comes when it is let go; asked is told of each question.
-func holding(t *testing.T, homeserver string, user string, hold *atomic.Bool) (proxy *httptest.Server, asked chan struct{}, release func()) {
-	t.Helper()
-	to, err := url.Parse(homeserver)
-	check(t, err)
-	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) },
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
-	asked = make(chan struct{}, 100)
-	released := make(chan struct{})
-	proxy = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-		if !hold.Load() || !strings.HasSuffix(req.URL.Path, "/keys/query") {
-			forward.ServeHTTP(rw, req)
-			return
-		}
-		body, err := io.ReadAll(req.Body)
-		if err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		req.Body = io.NopCloser(bytes.NewReader(body))
-		recorder := httptest.NewRecorder()
-		forward.ServeHTTP(recorder, req)
-		if bytes.Contains(body, []byte(user)) {
-			asked <- struct{}{}
-			select {
-			case <-released:
-			case <-req.Context().Done():
-			}
-		}
-		rw.WriteHeader(recorder.Code)
-		_, _ = rw.Write(recorder.Body.Bytes())
-	}))
-	t.Cleanup(proxy.Close)
-	return proxy, asked, func() { close(released) }
-}
-
 // The bot looks after each trigger whether the device still is what was enrolled; what is decided meanwhile stands.
 func TestADeviceThatIsRevokedWhileTheHomeserverIsAskedStaysRevoked(t *testing.T) {
 	t.Parallel()
 	w := newParts(t)
 	var hold atomic.Bool
-	proxy, asked, release := holding(t, w.hs.URL, "@alice:", &hold)
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	proxy := before(t, w.hs.URL, id.NewUserID("alice", keyheraldtest.ServerName), func(ctx context.Context) {
+		if !hold.Load() {
+			return
+		}
+		asked <- struct{}{}
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+	})
 	w.serve(t, proxy.URL)
 	w.people(t)
 	account := w.open(t, "managed")
@@ -155,10 +125,14 @@ func TestADeviceThatIsRevokedWhileTheHomeserverIsAskedStaysRevoked(t *testing.T)
 	w.reset(t)
 	hold.Store(true)
 	w.notify(t, "n1", "1")
-	<-asked
+	select {
+	case <-asked:
+	case <-time.After(patience):
+		t.Fatal("the bot does not look")
+	}
 	check(t, w.engine.Revoke(t.Context(), w.alice, d.DeviceID, "stolen", keyheraldtest.Admin()))
 	hold.Store(false)
-	release()
+	close(release)
 	wait(t, "the device to be told", func() (told bool) {
 		check(t, w.db.QueryRow(t.Context(), `SELECT revocation_told_at IS NOT NULL FROM device WHERE id = $1`, d.ID).Scan(&told))
 		return told
