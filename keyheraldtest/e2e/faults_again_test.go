@@ -12,9 +12,6 @@ import (
 	"github.com/keyherald/keyherald/protocol"
 )
 
-// pushPatience is how long a push may take; a status that would mend what was forgotten comes much later.
-const pushPatience = patience
-
 // quiet says what is still on its way between device and server.
 func (w *faulty) quiet(t *testing.T) error {
 	t.Helper()
@@ -50,7 +47,7 @@ func TestADeviceThatIsVerifiedAfterwardsIsPushedToOnceWhicheverWriteFails(t *tes
 		n++
 		name := id.DeviceID(fmt.Sprint("LATER", n))
 		later := w.verified(t, name)
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			if err := w.quiet(t); err != nil {
 				return err
 			}
@@ -95,14 +92,14 @@ func TestAPushThatIsAskedForIsMadeOnceWhicheverWriteFails(t *testing.T) {
 		before := asked()
 		had, _ := w.received.ciphertexts(payloadOf(forms[0], key))
 		rounds := had + 1
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			if asked() > before {
 				return nil // What was said to have failed had been committed.
 			}
 			return w.engine.Repeat(ctx, r.ID, keyheraldtest.Admin())
 		}))
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			if err := w.quiet(t); err != nil {
 				return err
 			}

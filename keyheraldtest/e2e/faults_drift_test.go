@@ -40,7 +40,7 @@ func TestAResetThatIsAdoptedIsWrittenOnceWhicheverWriteFails(t *testing.T) {
 		check(t, err)
 		own := w.resetBackup(t)
 		w.roomKeys++
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			value, err := w.kms.Fetch(ctx, kmsPath, "")
 			if err == nil && value.Key.PublicKey() != own.PublicKey() {
@@ -50,7 +50,7 @@ func TestAResetThatIsAdoptedIsWrittenOnceWhicheverWriteFails(t *testing.T) {
 			return err
 		}))
 		w.notifyOf(t, w.kmsVersion)
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error { w.tend(t); return errors.Join(w.unsettled(t, own), w.holds(t, own)) }))
+		check(t, keyheraldtest.Until(ctx, patience, func() error { w.tend(t); return errors.Join(w.unsettled(t, own), w.holds(t, own)) }))
 		after, err := w.kms.Versions(ctx, kmsPath)
 		check(t, err)
 		if len(after) != len(before)+1 {
@@ -77,7 +77,7 @@ func TestAResetThatIsReclaimedLosesNothingWhicheverWriteFails(t *testing.T) {
 		w.clock.Advance(25 * time.Hour)
 		w.resetBackup(t)
 		w.roomKeys++
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			if err := errors.Join(w.quiet(t), w.holds(t, key)); err != nil {
 				return err
 			}

@@ -33,7 +33,7 @@ func TestWhoIsExcludedGetsNothingWhicheverWriteFails(t *testing.T) {
 			t.Errorf("the outcomes are %v", outcomes)
 		}
 		w.checkCiphertexts(t, key)
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			if excluded() == 0 {
 				return nil

@@ -27,11 +27,11 @@ func TestAGrantIsUsedOnceWhicheverWriteFails(t *testing.T) {
 	do := func(t *testing.T) {
 		user := g.person(t)
 		account := g.device(t, user, user.Localpart(), g.token(t, user, nil))
-		limited, cancel := context.WithTimeout(ctx, pushPatience)
+		limited, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		done := make(chan error, 1)
 		go func() { done <- account.EnrollByGrant(limited) }()
-		check(t, keyheraldtest.Until(ctx, 2*pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, 2*patience, func() error {
 			w.tend(t)
 			select {
 			case err := <-done:
@@ -41,7 +41,7 @@ func TestAGrantIsUsedOnceWhicheverWriteFails(t *testing.T) {
 				return errors.New("the device has no answer")
 			}
 		}))
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			if n := w.count(t, `SELECT COUNT(*) FROM todevice_inbox WHERE state = 'pending'`) + w.count(t, `SELECT COUNT(*) FROM todevice_outbox WHERE state = 'pending'`); n > 0 {
 				return fmt.Errorf("%d messages of the bot's wait", n)

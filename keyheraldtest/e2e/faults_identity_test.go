@@ -30,7 +30,7 @@ func TestAnIdentityResetIsFoundOutWhicheverWriteFails(t *testing.T) {
 		w.kmsVersion, err = w.setec.PutKey(ctx, kmsPath, key)
 		check(t, err)
 		w.notifyOf(t, w.kmsVersion)
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			devices, err := w.db.Devices(ctx, w.alice)
 			if err != nil {
@@ -54,7 +54,7 @@ func TestAnIdentityResetIsFoundOutWhicheverWriteFails(t *testing.T) {
 		w.enroll(t, account)
 		check(t, account.Close())
 		w.device.start()
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			w.tend(t)
 			// What the device said before is of no use to the server, so not every report is counted there.
 			if r := w.onlyRotation(t); r.KMS.Version != w.kmsVersion || r.Facts.State != rotation.Done {

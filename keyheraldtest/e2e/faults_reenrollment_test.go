@@ -114,7 +114,7 @@ func (a *asking) pinned(t *testing.T) (raw string) {
 // rests waits until nothing is on its way between bot and device, and is says that it came to what it should.
 func (a *asking) rests(t *testing.T, is func() error) {
 	t.Helper()
-	check(t, keyheraldtest.Until(t.Context(), pushPatience, func() error {
+	check(t, keyheraldtest.Until(t.Context(), patience, func() error {
 		a.tend(t)
 		for what, n := range map[string]int{
 			"the bot's outbox":    a.count(t, `SELECT COUNT(*) FROM todevice_outbox WHERE state = 'pending'`),
@@ -157,7 +157,7 @@ func (a *asking) ask(t *testing.T) (asked postgres.Reenrollment) {
 func (a *asking) decide(t *testing.T, act func(ctx context.Context) error) {
 	t.Helper()
 	failures := 0
-	check(t, keyheraldtest.Until(t.Context(), pushPatience, func() error {
+	check(t, keyheraldtest.Until(t.Context(), patience, func() error {
 		a.tend(t)
 		err := act(t.Context())
 		if code, _, no := refusal.Of(err); no && failures > 0 && (code == refusal.Conflict || code == refusal.NotFound) {

@@ -31,7 +31,7 @@ func TestASecretIsAnsweredOnceWhicheverWriteFails(t *testing.T) {
 		requestID := fmt.Sprintf("asks-%d-times", n)
 		w.request(t, w.managedID(t), event.SecretRequestEventContent{Action: event.SecretRequestRequest, Name: protocol.SecretMegolmBackup,
 			RequestID: requestID, RequestingDeviceID: "RECEIVER"})
-		check(t, keyheraldtest.Until(t.Context(), pushPatience, func() error {
+		check(t, keyheraldtest.Until(t.Context(), patience, func() error {
 			if err := w.quiet(t); err != nil {
 				return err
 			}
@@ -109,7 +109,7 @@ func TestASecretThatWaitsIsDecidedOnceWhicheverWriteFails(t *testing.T) {
 		} else {
 			told["secret.rejected"]++
 		}
-		check(t, keyheraldtest.Until(ctx, pushPatience, func() error {
+		check(t, keyheraldtest.Until(ctx, patience, func() error {
 			for action, want := range told {
 				if got := len(w.acts(t, action)); got < want {
 					return fmt.Errorf("the log has %d of %d %s", got, want, action)
