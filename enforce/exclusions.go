@@ -52,15 +52,11 @@ func (e *Enforcer) CampaignExclusions(ctx context.Context, c postgres.Campaign) 
 // DeviceExclusion says of one device since when it is excluded, and whether it gets a key all the same: by the newest rotation
 // of its user.
 func (e *Enforcer) DeviceExclusion(ctx context.Context, d campaign.Device) (postgres.Exclusion, error) {
-	all, err := e.db.Rotations(ctx, d.UserID, false)
+	user, _, err := e.db.User(ctx, d.UserID)
 	if err != nil {
 		return postgres.Exclusion{}, err
 	}
-	newest := map[id.UserID]uuid.UUID{}
-	if len(all) > 0 {
-		newest[d.UserID] = all[0].ID
-	}
-	exclusions, err := e.db.Exclusions(ctx, []campaign.Device{d}, newest)
+	exclusions, err := e.db.Exclusions(ctx, []campaign.Device{d}, map[id.UserID]uuid.UUID{d.UserID: user.Newest.ID})
 	if err != nil || len(exclusions) == 0 {
 		return postgres.Exclusion{Device: d}, err
 	}
