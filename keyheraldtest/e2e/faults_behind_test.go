@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -35,11 +33,9 @@ const lateRoom = id.RoomID("!late:" + keyheraldtest.ServerName)
 
 func newBehind(t *testing.T, homeserver string) *behind {
 	t.Helper()
-	to, err := url.Parse(homeserver)
-	check(t, err)
 	b := &behind{late: map[string]map[id.SessionID]json.RawMessage{}, reads: map[string]int{}}
-	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) }, ModifyResponse: b.answer,
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
+	onward := forward(t, homeserver)
+	onward.ModifyResponse = b.answer
 	b.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		// Read whole before it goes on: where a server answers while the body is on its way, its answer may be cut.
 		body, err := io.ReadAll(req.Body)
@@ -55,7 +51,7 @@ func newBehind(t *testing.T, homeserver string) *behind {
 				deleting(version)
 			}
 		}
-		forward.ServeHTTP(rw, req)
+		onward.ServeHTTP(rw, req)
 	}))
 	t.Cleanup(b.Close)
 	return b

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -88,6 +91,15 @@ func run(t *testing.T, do func(ctx context.Context) error) {
 
 // patience is how long anything may take on a busy machine: whoever waits for longer waits for what does not come.
 const patience = 2 * time.Minute
+
+// forward is a way to the homeserver; what cannot be answered is a broken connection, never an answer of the proxy's own.
+func forward(t *testing.T, homeserver string) *httputil.ReverseProxy {
+	t.Helper()
+	to, err := url.Parse(homeserver)
+	check(t, err)
+	return &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
+}
 
 func wait(t *testing.T, what string, is func() bool) {
 	t.Helper()

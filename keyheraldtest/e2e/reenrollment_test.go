@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +42,16 @@ func (w *world) askAgain(t *testing.T, account *device.Account) {
 	if !waits {
 		t.Fatal("the device does not wait for an admin")
 	}
+}
+
+// thatWaits is an enrolled device that asked again after its user's identity was reset.
+func (w *world) thatWaits(t *testing.T) *device.Account {
+	t.Helper()
+	account := w.open(t, "managed")
+	w.enroll(t, account)
+	w.reset(t)
+	w.askAgain(t, account)
+	return account
 }
 
 func (w *world) waiting(t *testing.T) []postgres.Reenrollment {
@@ -109,10 +117,7 @@ func TestAReleaseIsForTheIdentityThatWasAskedWithAndNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	account := w.open(t, "managed")
-	w.enroll(t, account)
-	w.reset(t)
-	w.askAgain(t, account)
+	w.thatWaits(t)
 	queue := w.waiting(t)
 	w.reset(t)
 	check(t, w.engine.ReleaseReenrollment(ctx, queue[0].ID, keyheraldtest.Admin()))
@@ -128,10 +133,7 @@ func TestADeviceThatIsRejectedNeedsACode(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	account := w.open(t, "managed")
-	w.enroll(t, account)
-	w.reset(t)
-	w.askAgain(t, account)
+	account := w.thatWaits(t)
 	check(t, w.engine.RejectReenrollment(ctx, w.waiting(t)[0].ID, "she did not reset it", keyheraldtest.Admin()))
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -152,10 +154,7 @@ func TestADeviceThatIsRejectedNeedsACode(t *testing.T) {
 // before is the homeserver behind look, which is called with each question about a user's keys before it is asked.
 func before(t *testing.T, homeserver string, user id.UserID, look func(ctx context.Context)) *httptest.Server {
 	t.Helper()
-	to, err := url.Parse(homeserver)
-	check(t, err)
-	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) },
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
+	onward := forward(t, homeserver)
 	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
@@ -165,7 +164,7 @@ func before(t *testing.T, homeserver string, user id.UserID, look func(ctx conte
 		if strings.HasSuffix(req.URL.Path, "/keys/query") && bytes.Contains(body, []byte(user)) {
 			look(req.Context())
 		}
-		forward.ServeHTTP(rw, req)
+		onward.ServeHTTP(rw, req)
 	}))
 	t.Cleanup(proxy.Close)
 	return proxy

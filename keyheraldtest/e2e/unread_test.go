@@ -8,8 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -31,12 +29,9 @@ type twice struct {
 
 func newTwice(t *testing.T, homeserver string) *twice {
 	t.Helper()
-	to, err := url.Parse(homeserver)
-	check(t, err)
-	p := &twice{}
-	forward := &httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) { out.SetURL(to) }, ModifyResponse: p.claimed,
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
-	p.Server = httptest.NewServer(forward)
+	p, onward := &twice{}, forward(t, homeserver)
+	onward.ModifyResponse = p.claimed
+	p.Server = httptest.NewServer(onward)
 	t.Cleanup(p.Close)
 	return p
 }
@@ -73,6 +68,15 @@ func (p *twice) on(c *device.AccountConfig) { c.Homeserver = p.URL }
 func (w *world) wasUnread(t *testing.T) {
 	t.Helper()
 	wait(t, "a message that cannot be read", func() bool { return counted(t, w.db)["message.undecryptable"] > 0 })
+}
+
+// forgetSessions has a managed device lose its Olm sessions.
+func (w *world) forgetSessions(t *testing.T, name string) {
+	t.Helper()
+	store, err := sql.Open("sqlite", "file:"+w.store(name)+"?_pragma=busy_timeout(5000)")
+	check(t, err)
+	_, err = store.ExecContext(t.Context(), `DELETE FROM crypto_olm_session`)
+	check(t, errors.Join(err, store.Close()))
 }
 
 func TestADeviceIsEnrolledThoughTheServerCouldNotReadItsRequest(t *testing.T) {
@@ -120,11 +124,7 @@ func TestADeviceThatAsksToBeEnrolledAgainIsHeardThoughItsRequestCouldNotBeRead(t
 	w.reset(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	// As after years, when all Olm sessions are gone: the request begins one.
-	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?_pragma=busy_timeout(5000)")
-	check(t, err)
-	_, err = store.ExecContext(ctx, `DELETE FROM crypto_olm_session`)
-	check(t, errors.Join(err, store.Close()))
+	w.forgetSessions(t, "managed") // the request begins one
 	p.next()
 	w.askAgain(t, account)
 	w.wasUnread(t)
@@ -152,11 +152,7 @@ func TestATriggerThatTheDeviceCouldNotReadIsFollowedByAnother(t *testing.T) {
 		check(t, w.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM todevice_outbox WHERE key LIKE 'trigger/%' AND state = 'sent')`).Scan(&sent))
 		return sent
 	})
-	// What it was encrypted with is gone, as where the device's first session is one that nobody can read.
-	store, err := sql.Open("sqlite", "file:"+w.store("managed")+"?_pragma=busy_timeout(5000)")
-	check(t, err)
-	_, err = store.ExecContext(ctx, `DELETE FROM crypto_olm_session`)
-	check(t, errors.Join(err, store.Close()))
+	w.forgetSessions(t, "managed") // the one that the trigger was encrypted with
 	run(t, account.Run)
 	w.waitDone(t)
 	if counts := countedByOutcome(t, w.db); counts["rotation.retried accepted"] != 1 || counts["rotation.done accepted"] != 1 {
